@@ -1,0 +1,221 @@
+package main
+
+import (
+	"cmp"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// config is what the environment says. Every variable is named, defaulted and
+// checked in loadConfig and nowhere else.
+type config struct {
+	addr          string // listen address
+	authURL       string // consent page, up to and with "sess_id="
+	redis         redisOptions
+	keyPrefix     string
+	sessionTTL    time.Duration
+	jwksURL       *url.URL
+	issuer        string // "" demands none
+	audience      string // "" demands none
+	algorithms    []jose.SignatureAlgorithm
+	clientClaims  []string
+	maxLifetime   time.Duration // of a token, from now to its exp
+	storeTimeout  time.Duration
+	maxInFlight   int64
+	drainDelay    time.Duration
+	shutdownGrace time.Duration
+	metricsAddr   string
+	logLevel      slog.Level
+}
+
+// knownAlgorithms are those that JWT_ALGORITHMS may name, all asymmetric.
+var knownAlgorithms = []jose.SignatureAlgorithm{
+	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
+	jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
+}
+
+// loadConfig reads the variables through getenv; a set but empty one counts as
+// not set. The error names every wrong variable and its rule, and never a
+// value: some hold passwords.
+func loadConfig(getenv func(string) string) (config, error) {
+	e := env{get: getenv}
+	c := config{
+		addr:          e.address("ADDR", ":8080"),
+		authURL:       e.authURL("AUTH_URL"),
+		keyPrefix:     e.text("KEY_PREFIX", "auth_session:"),
+		sessionTTL:    e.duration("SESSION_TTL", 30*time.Minute, time.Minute, 168*time.Hour),
+		jwksURL:       e.jwksURL("JWKS_URL"),
+		issuer:        e.text("JWT_ISSUER", ""),
+		audience:      e.text("JWT_AUDIENCE", ""),
+		clientClaims:  e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub"),
+		maxLifetime:   e.duration("JWT_MAX_LIFETIME", 24*time.Hour, time.Second, 10*365*24*time.Hour),
+		storeTimeout:  e.duration("STORE_TIMEOUT", time.Second, time.Millisecond, time.Minute),
+		maxInFlight:   e.count("MAX_IN_FLIGHT", 2048, 1_000_000),
+		drainDelay:    e.duration("DRAIN_DELAY", 0, 0, time.Hour),
+		shutdownGrace: e.duration("SHUTDOWN_GRACE", 10*time.Second, 0, time.Hour),
+		metricsAddr:   e.text("METRICS_ADDR", ""),
+		logLevel:      e.level("LOG_LEVEL", "info"),
+	}
+	for _, name := range e.list("JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA") {
+		alg := jose.SignatureAlgorithm(name)
+		if !slices.Contains(knownAlgorithms, alg) {
+			e.wrong("JWT_ALGORITHMS", "must list only RS, PS or ES with 256, 384 or 512, or EdDSA")
+			break
+		}
+		c.algorithms = append(c.algorithms, alg)
+	}
+	c.redis = e.redis()
+	if e.wrongs != nil {
+		return c, errors.New(strings.Join(e.wrongs, "; "))
+	}
+	return c, nil
+}
+
+// env reads variables and collects what is wrong with them.
+type env struct {
+	get    func(string) string
+	wrongs []string
+}
+
+func (e *env) wrong(name, rule string) {
+	e.wrongs = append(e.wrongs, name+" "+rule)
+}
+
+func (e *env) text(name, fallback string) string {
+	return cmp.Or(e.get(name), fallback)
+}
+
+// list is the comma-separated members, without white space around them.
+func (e *env) list(name, fallback string) []string {
+	var members []string
+	for member := range strings.SplitSeq(e.text(name, fallback), ",") {
+		member = strings.TrimSpace(member)
+		if member == "" {
+			e.wrong(name, "must be a comma-separated list without empty members")
+			return nil
+		}
+		members = append(members, member)
+	}
+	return members
+}
+
+func (e *env) duration(name string, fallback, least, most time.Duration) time.Duration {
+	d, err := time.ParseDuration(e.text(name, fallback.String()))
+	if err != nil || d < least || d > most {
+		e.wrong(name, fmt.Sprintf("must be a duration like %s, from %s to %s", fallback, least, most))
+	}
+	return d
+}
+
+func (e *env) count(name string, fallback, most int64) int64 {
+	n, err := strconv.ParseInt(e.text(name, strconv.FormatInt(fallback, 10)), 10, 64)
+	if err != nil || n < 1 || n > most {
+		e.wrong(name, fmt.Sprintf("must be a number from 1 to %d", most))
+	}
+	return n
+}
+
+func (e *env) level(name, fallback string) slog.Level {
+	var level slog.Level
+	text := e.text(name, fallback)
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, text) || level.UnmarshalText([]byte(text)) != nil {
+		e.wrong(name, "must be debug, info, warn or error")
+	}
+	return level
+}
+
+func (e *env) address(name, fallback string) string {
+	addr := e.text(name, fallback)
+	_, port, err := net.SplitHostPort(addr)
+	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+		e.wrong(name, "must be host:port or :port")
+	}
+	return addr
+}
+
+// authURL is the URL with the name of the session's parameter added to its
+// query, so that a session's URL is one concatenation.
+func (e *env) authURL(name string) string {
+	text := e.get(name)
+	u, err := url.Parse(text)
+	switch {
+	case text == "":
+		e.wrong(name, "is required: the absolute URL of the consent page")
+	case err != nil || u.Host == "" || !webScheme(u):
+		e.wrong(name, "must be an absolute https URL (http only for a loopback host)")
+	case u.User != nil || strings.Contains(text, "#"):
+		e.wrong(name, "must have neither userinfo nor a fragment")
+	case u.Query().Has("sess_id"):
+		e.wrong(name, "must not have sess_id in its query: it is added to each session's URL")
+	case u.RawQuery != "":
+		return text + "&sess_id="
+	case u.ForceQuery:
+		return text + "sess_id="
+	}
+	return text + "?sess_id="
+}
+
+func (e *env) jwksURL(name string) *url.URL {
+	text := e.get(name)
+	u, err := url.Parse(text)
+	switch {
+	case text == "":
+		e.wrong(name, "is required: the URL of the authorization server's key set")
+	case err == nil && u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
+	case err != nil || u.Host == "" || !webScheme(u):
+		e.wrong(name, "must be an https URL, file:///path, or http with a loopback host")
+	}
+	return u
+}
+
+// webScheme tells whether u is https, or http to this very machine.
+func webScheme(u *url.URL) bool {
+	ip, _ := netip.ParseAddr(u.Hostname())
+	loopback := strings.EqualFold(u.Hostname(), "localhost") || ip.IsLoopback()
+	return u.Hostname() != "" && (u.Scheme == "https" || u.Scheme == "http" && loopback)
+}
+
+func (e *env) redis() redisOptions {
+	var password string
+	if file := e.get("REDIS_PASSWORD_FILE"); file != "" {
+		data, err := os.ReadFile(file)
+		password = strings.TrimRight(string(data), "\r\n")
+		if err != nil || password == "" {
+			e.wrong("REDIS_PASSWORD_FILE", "must name a readable file that holds a password")
+		}
+	}
+	var roots *x509.CertPool
+	if file := e.get("REDIS_CA_FILE"); file != "" {
+		data, err := os.ReadFile(file)
+		roots = x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(data) || err != nil {
+			e.wrong("REDIS_CA_FILE", "must name a readable file of PEM certificates")
+		}
+	}
+	mode, text := e.text("REDIS_MODE", "standalone"), e.get("REDIS_URL")
+	switch {
+	case !slices.Contains([]string{"standalone", "sentinel", "cluster"}, mode):
+		e.wrong("REDIS_MODE", "must be standalone, sentinel or cluster")
+		return redisOptions{}
+	case text == "":
+		e.wrong("REDIS_URL", "is required: redis://, rediss:// or unix://")
+		return redisOptions{}
+	}
+	options, err := parseRedisURL(mode, text, password, roots)
+	if err != nil {
+		e.wrong("REDIS_URL", fmt.Sprintf("must be redis://, rediss:// or unix:// in go-redis's format for %s mode: %v", mode, err))
+	}
+	return options
+}

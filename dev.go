@@ -1,0 +1,161 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/go-jose/go-jose/v4"
+)
+
+// runDev serves with nothing set up. What the environment does not say it fills in: an
+// embedded Redis, and the key set of a key made for this run, in a file like any other.
+func runDev(ctx context.Context, getenv func(string) string, stdout, stderr io.Writer) error {
+	if getenv("JWKS_URL") != "" {
+		return errors.New("-dev makes its own key and does not run with JWKS_URL set")
+	}
+	dir, err := os.MkdirTemp("", "authsession-dev")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	keySetFile := filepath.Join(dir, "jwks.json")
+	defaults := map[string]string{
+		"ADDR":     "127.0.0.1:8080",
+		"AUTH_URL": "https://consent.example/",
+		"JWKS_URL": "file://" + keySetFile,
+	}
+	redisAddr := "as REDIS_URL says"
+	if getenv("REDIS_URL") == "" {
+		embedded, err := startEmbeddedRedis()
+		if err != nil {
+			return err
+		}
+		defer embedded.Close()
+		redisAddr = embedded.Addr()
+		defaults["REDIS_URL"] = "redis://" + redisAddr
+	}
+	cfg, err := loadConfig(func(name string) string { return cmp.Or(getenv(name), defaults[name]) })
+	if err != nil {
+		return err
+	}
+	token, err := makeKeyAndToken(cfg, keySetFile)
+	if err != nil {
+		return fmt.Errorf("making a key and a token: %w", err)
+	}
+	return serve(ctx, cfg, stderr, func(addr net.Addr) error {
+		at := netip.MustParseAddrPort(addr.String())
+		if at.Addr().IsUnspecified() {
+			at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
+		}
+		_, err := fmt.Fprintf(stdout, `authsession -dev, for development only: http://%s
+Redis: %s
+
+curl -sS -X POST http://%s/auth/session \
+  -H 'Authorization: Bearer %s' \
+  -H 'Content-Type: application/json' \
+  -d '{"end_user_id": "eu_2yRHN2ag2y4p8kCtm5DOeccZEXB", "redirect_uri": "https://acme.com/success", "cancel_uri": "https://acme.com/cancel"}'
+
+`, at, redisAddr, at, token)
+		return err
+	})
+}
+
+// startEmbeddedRedis runs miniredis until it is closed. Its clock stands still between
+// our ticks, so that what it says of a key's expiry is exact.
+func startEmbeddedRedis() (*miniredis.Miniredis, error) {
+	m := miniredis.NewMiniRedis()
+	m.SetTime(time.Now().Round(0)) // Round drops the monotonic reading
+	m.ClockTTL(true)
+	if err := m.StartAddr("127.0.0.1:0"); err != nil {
+		return nil, fmt.Errorf("starting the embedded redis: %w", err)
+	}
+	go func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for range tick.C {
+			if m.Ctx.Err() != nil { // closed
+				return
+			}
+			m.SetTime(time.Now().Round(0))
+		}
+	}()
+	return m, nil
+}
+
+// makeKeyAndToken writes the key set of a new key to file, and returns a token by that
+// key that passes cfg's checks, for as long as they let it, a day at most.
+func makeKeyAndToken(cfg config, file string) (string, error) {
+	alg := cfg.algorithms[len(cfg.algorithms)-1]
+	key, err := generateKey(alg)
+	if err != nil {
+		return "", err
+	}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "dev", Algorithm: string(alg), Use: "sig"}}})
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(file, set, 0o600); err != nil {
+		return "", err
+	}
+	now := time.Now()
+	claims := map[string]any{
+		cfg.clientClaims[0]: "dev",
+		"scope":             scope,
+		"iat":               now.Unix(),
+		"exp":               now.Add(min(24*time.Hour, cfg.maxLifetime)).Unix(),
+	}
+	if cfg.issuer != "" {
+		claims["iss"] = cfg.issuer
+	}
+	if cfg.audience != "" {
+		claims["aud"] = cfg.audience
+	}
+	return signToken(alg, key, "dev", claims)
+}
+
+// generateKey makes a private key that signs alg.
+func generateKey(alg jose.SignatureAlgorithm) (crypto.Signer, error) {
+	switch alg {
+	case jose.EdDSA:
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	case jose.ES256:
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case jose.ES384:
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case jose.ES512:
+		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	}
+	return rsa.GenerateKey(rand.Reader, rsaLeastBits)
+}
+
+// signToken is claims as a compact JWT.
+func signToken(alg jose.SignatureAlgorithm, key crypto.Signer, kid string, claims map[string]any) (string, error) {
+	options := (&jose.SignerOptions{}).WithType("JWT").WithHeader("kid", kid)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, options)
+	if err != nil {
+		return "", err
+	}
+	signed, err := signer.Sign([]byte(strings.TrimSpace(string(encodeJSON(claims)))))
+	if err != nil {
+		return "", err
+	}
+	return signed.CompactSerialize()
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+)
+
+// apiError is an answer of the contract's error table. What a handler returns
+// that is none is a bug: the caller gets 500 "fault", the log the whole error.
+type apiError struct {
+	status    int
+	name      string // class, also the goa-error header
+	message   string // for the caller: the member and the rule, never a value
+	temporary bool   // trying again may work
+	timeout   bool
+	header    [2]string // one more header and its value; "" is none
+	cause     error     // for the log alone
+}
+
+func (e *apiError) Error() string { return e.name + ": " + e.message }
+
+func badRequest(message string) *apiError {
+	return &apiError{status: http.StatusBadRequest, name: "bad_request", message: message}
+}
+
+// unauthorized says one thing to every caller; why is for the log. The challenge
+// names an error only where a bearer token was sent (RFC 6750, section 3.1).
+func unauthorized(challenge string, cause error) *apiError {
+	return &apiError{status: http.StatusUnauthorized, name: "unauthorized", message: "send a valid bearer token in the Authorization header",
+		header: [2]string{"Www-Authenticate", challenge}, cause: cause}
+}
+
+func forbidden() *apiError {
+	return &apiError{status: http.StatusForbidden, name: "forbidden", message: "the access token needs the scope " + scope,
+		header: [2]string{"Www-Authenticate", `Bearer error="insufficient_scope", scope="` + scope + `"`}}
+}
+
+func notFound() *apiError {
+	return &apiError{status: http.StatusNotFound, name: "not_found", message: "there is nothing at this path"}
+}
+
+func methodNotAllowed(allow string) *apiError {
+	return &apiError{status: http.StatusMethodNotAllowed, name: "method_not_allowed", message: "this path takes " + allow, header: [2]string{"Allow", allow}}
+}
+
+// bodyTimeout and tooLarge leave the rest of the body unread: the connection ends.
+func bodyTimeout(cause error) *apiError {
+	return &apiError{status: http.StatusRequestTimeout, name: "timeout", message: fmt.Sprintf("the body was not there %s after the request began", readTimeout),
+		timeout: true, header: [2]string{"Connection", "close"}, cause: cause}
+}
+
+func tooLarge() *apiError {
+	return &apiError{status: http.StatusRequestEntityTooLarge, name: "request_too_large", message: fmt.Sprintf("the body must be at most %d bytes", maxBody),
+		header: [2]string{"Connection", "close"}}
+}
+
+func unsupportedMediaType(message string) *apiError {
+	return &apiError{status: http.StatusUnsupportedMediaType, name: "unsupported_media_type", message: message}
+}
+
+func unavailable(message string, cause error) *apiError {
+	return &apiError{status: http.StatusServiceUnavailable, name: "unavailable", message: message,
+		temporary: true, header: [2]string{"Retry-After", "1"}, cause: cause}
+}
+
+func storeTimedOut(cause error) *apiError {
+	return &apiError{status: http.StatusGatewayTimeout, name: "timeout", message: "the session store did not answer in time",
+		temporary: true, timeout: true, header: [2]string{"Retry-After", "1"}, cause: cause}
+}
+
+// entry is what one request's log line says beyond the HTTP part. Its fields are
+// the only way from a request to the log: no token, session_id, end_user_id or URI.
+type entry struct {
+	clientID string
+	session  string   // the session's public id
+	unknown  []string // names of members the body has and we do not know
+}
+
+// handler answers a request last of all it does, or returns an error and answers nothing.
+type handler func(http.ResponseWriter, *http.Request, *entry) error
+
+// handle makes a handler of f: it sets the headers that every answer has, writes
+// the error that f returns or panics with, and logs one line.
+func (s *server) handle(route string, f handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		requestID := r.Header.Get("X-Request-Id")
+		if !validRequestID(requestID) {
+			requestID = rand.Text()
+		}
+		h := w.Header()
+		h["X-Request-Id"] = []string{requestID}
+		h["Cache-Control"] = []string{"no-store"}
+		h["X-Content-Type-Options"] = []string{"nosniff"}
+
+		var e entry
+		err := guard(f, w, r, &e)
+		status, level := http.StatusOK, slog.LevelInfo
+		remote, _, _ := net.SplitHostPort(r.RemoteAddr)
+		attrs := append(make([]slog.Attr, 0, 14),
+			slog.String("request_id", requestID),
+			slog.String("method", r.Method),
+			slog.String("route", route),
+			slog.String("remote_ip", remote))
+		if err != nil {
+			apiErr, known := errors.AsType[*apiError](err)
+			if !known {
+				apiErr = &apiError{status: http.StatusInternalServerError, name: "fault", message: "something is wrong on our side", cause: err}
+			}
+			errorID := rand.Text()
+			writeError(w, r, apiErr, errorID)
+			status = apiErr.status
+			if status >= http.StatusInternalServerError {
+				level = slog.LevelError
+			}
+			cause := apiErr.message
+			if apiErr.cause != nil {
+				cause = apiErr.cause.Error()
+			}
+			attrs = append(attrs, slog.String("error", apiErr.name), slog.String("error_id", errorID), slog.String("cause", cause))
+			if p, panicked := errors.AsType[*panicError](err); panicked {
+				attrs = append(attrs, slog.String("stack", string(p.stack)))
+			}
+		}
+		attrs = append(attrs, slog.Int("status", status), slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000))
+		if e.clientID != "" {
+			attrs = append(attrs, slog.String("client_id", e.clientID))
+		}
+		if e.session != "" {
+			attrs = append(attrs, slog.String("session", e.session))
+		}
+		if e.unknown != nil {
+			attrs = append(attrs, slog.Any("unknown_members", e.unknown))
+		}
+		s.log.LogAttrs(context.Background(), level, "request", attrs...)
+	}
+}
+
+// panicError is a handler's panic, with where it was.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// guard runs f and returns its panic as an error. http.ErrAbortHandler goes on: it
+// asks net/http to drop the connection.
+func guard(f handler, w http.ResponseWriter, r *http.Request, e *entry) (err error) {
+	defer func() {
+		if v := recover(); v == http.ErrAbortHandler {
+			panic(v)
+		} else if v != nil {
+			err = &panicError{v, debug.Stack()}
+		}
+	}()
+	return f(w, r, e)
+}
+
+// writeError answers with the six members of application/vnd.goa.error.
+func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) {
+	body := encodeJSON(struct {
+		Fault     bool   `json:"fault"`
+		ID        string `json:"id"`
+		Message   string `json:"message"`
+		Name      string `json:"name"`
+		Temporary bool   `json:"temporary"`
+		Timeout   bool   `json:"timeout"`
+	}{e.status == http.StatusInternalServerError, id, e.message, e.name, e.temporary, e.timeout})
+	// A refusal must not wait for a body that nobody wants: without this, net/http
+	// reads up to 256 KiB of it before it sends the answer. What is over our own
+	// limit is not read afterwards either.
+	_ = http.NewResponseController(w).EnableFullDuplex()
+	h := w.Header()
+	if r.ContentLength > maxBody {
+		h.Set("Connection", "close")
+	}
+	if e.header[0] != "" {
+		h.Set(e.header[0], e.header[1])
+	}
+	h.Set("Content-Type", "application/vnd.goa.error")
+	h.Set("Goa-Error", e.name)
+	w.WriteHeader(e.status)
+	_, _ = w.Write(body)
+}
+
+// validRequestID tells whether a caller's X-Request-Id is one we take over.
+func validRequestID(id string) bool {
+	for i := range len(id) {
+		c := id[i]
+		if !isAlphanumeric(c) && c != '.' && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return 1 <= len(id) && len(id) <= 64
+}

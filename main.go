@@ -1,0 +1,226 @@
+// Authsession serves POST /auth/session of an open-banking platform: it checks a
+// partner's bearer token and JSON, writes a short-lived session record to Redis, and
+// answers with the URL to send the end user to.
+//
+// Usage:
+//
+//	authsession              serve, set up by environment variables (see README.md)
+//	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key
+//	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
+//	authsession -version     print the version
+//
+// A request comes in at routes (handlers.go); its token goes to token.go and jwks.go,
+// its body to body.go and session.go, its record to store.go, its failure to errors.go.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
+		slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("authsession failed", "cause", err.Error())
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("authsession", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	version := flags.Bool("version", false, "print the version")
+	dev := flags.Bool("dev", false, "serve with nothing set up: an embedded Redis, a throw-away key")
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return nil
+	case err != nil:
+		return err
+	case *version:
+		_, err := fmt.Fprintln(stdout, versionText())
+		return err
+	case flags.NArg() == 1 && flags.Arg(0) == "healthcheck":
+		return healthcheck(ctx, getenv)
+	case flags.NArg() > 0:
+		return errors.New("the arguments may be one of: healthcheck, -dev, -version")
+	case *dev:
+		return runDev(ctx, getenv, stdout, stderr)
+	}
+	cfg, err := loadConfig(getenv)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, cfg, stderr, func(net.Addr) error { return nil })
+}
+
+// Time limits of a connection. A request's body has until readTimeout from the
+// request's first byte on.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 10 * time.Second
+	writeSlack        = 5 * time.Second // for an answer on its way
+	idleTimeout       = 2 * time.Minute // longer than gateways keep theirs
+)
+
+func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:                      h,
+		ReadHeaderTimeout:            readHeaderTimeout,
+		ReadTimeout:                  readTimeout,
+		WriteTimeout:                 readTimeout + unknownWait + storeTimeout + writeSlack,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               24 << 10, // net/http adds 4 KiB; a token has 8
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		DisableGeneralOptionsHandler: true, // OPTIONS * is 404 like any other path
+	}
+}
+
+// serve runs the service until ctx ends, and then until the requests in flight have
+// their answers. listening is called once the address is open.
+func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net.Addr) error) error {
+	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel}))
+	redis.SetLogger(&quietLogger{log: log})
+	listener, err := net.Listen("tcp", cfg.addr)
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	defer listener.Close()
+	if err := listening(listener.Addr()); err != nil {
+		return err
+	}
+	s := newServer(cfg, log)
+	srv := newHTTPServer(s.routes(), cfg.storeTimeout, log)
+
+	// The background outlives the requests, which outlive the signal.
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { s.verifier.keys.run(background) })
+	running.Go(func() { s.store.watch(background) })
+	defer func() {
+		stop()
+		running.Wait()
+		_ = s.store.close()
+	}()
+
+	log.Info("listening", "addr", listener.Addr().String(), "version", versionText())
+	warn(cfg, log)
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+	log.Info("shutting down", "drain_delay", cfg.drainDelay.String(), "grace", cfg.shutdownGrace.String())
+	s.draining.Store(true)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-time.After(cfg.drainDelay):
+	}
+	grace, cancel := context.WithTimeout(context.Background(), cfg.shutdownGrace)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		_ = srv.Close()
+		return fmt.Errorf("requests were cut off after SHUTDOWN_GRACE: %w", err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+func newServer(cfg config, log *slog.Logger) *server {
+	return &server{
+		verifier: &verifier{
+			keys:         newKeySet(cfg.jwksURL, cfg.algorithms, log),
+			algorithms:   cfg.algorithms,
+			issuer:       cfg.issuer,
+			audience:     cfg.audience,
+			clientClaims: cfg.clientClaims,
+			maxLifetime:  cfg.maxLifetime,
+			now:          time.Now,
+		},
+		store:       openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, log),
+		log:         log,
+		now:         time.Now,
+		authURL:     cfg.authURL,
+		keyPrefix:   cfg.keyPrefix,
+		sessionTTL:  cfg.sessionTTL,
+		maxInFlight: cfg.maxInFlight,
+	}
+}
+
+// warn logs what works but may not be meant.
+func warn(cfg config, log *slog.Logger) {
+	if cfg.issuer == "" {
+		log.Warn("JWT_ISSUER is not set: tokens of any issuer pass whose key is in the set")
+	}
+	if cfg.audience == "" {
+		log.Warn("JWT_AUDIENCE is not set: tokens meant for other services pass")
+	}
+	if cfg.metricsAddr != "" {
+		log.Warn("METRICS_ADDR is set, but this version has no metrics")
+	}
+}
+
+// healthcheck asks the service that runs with the same environment whether it is ready.
+func healthcheck(ctx context.Context, getenv func(string) string) error {
+	cfg, _ := loadConfig(getenv) // only ADDR is needed, and its own check is the dial
+	host, port, err := net.SplitHostPort(cfg.addr)
+	if err != nil {
+		return fmt.Errorf("reading ADDR: %w", err)
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	ctx, cancel := context.WithTimeout(ctx, cfg.storeTimeout+2*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := (&http.Client{Transport: &http.Transport{}}).Do(r) // no proxy
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		answer, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+		return fmt.Errorf("status %d: %s", response.StatusCode, answer)
+	}
+	return nil
+}
+
+// versionText is the module's version and, where the build knew it, the revision.
+func versionText() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "authsession"
+	}
+	text := "authsession " + info.Main.Version
+	for _, setting := range info.Settings {
+		switch {
+		case setting.Key == "vcs.revision":
+			text += " " + setting.Value
+		case setting.Key == "vcs.modified" && setting.Value == "true":
+			text += " (modified)"
+		}
+	}
+	return text + " " + info.GoVersion
+}

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+const (
+	maxSkew      = 2 * time.Second  // between Redis's clock and ours
+	checkEvery   = 30 * time.Second // of a store that is well
+	recheckEvery = time.Second      // of one that is not
+	probeTTL     = 10 * time.Second // of the key that a check writes
+
+	// A retry follows a connection that broke or a server that loads or fails over.
+	// As many as may find a dead connection in the pool after a restart, and short
+	// enough together that a request is refused in 100 ms where nothing listens.
+	retries      = 5
+	leastBackoff = time.Millisecond
+	mostBackoff  = 16 * time.Millisecond
+)
+
+// redisOptions is how to reach Redis, in one of its modes: one member is set.
+type redisOptions struct {
+	standalone *redis.Options
+	sentinel   *redis.FailoverOptions
+	cluster    *redis.ClusterOptions
+}
+
+// parseRedisURL reads text in go-redis's format for the mode. password, where there is
+// one, replaces the URL's; roots, which need rediss, replace the system's. The error
+// does not quote the URL.
+func parseRedisURL(mode, text, password string, roots *x509.CertPool) (o redisOptions, err error) {
+	if _, err := url.Parse(text); err != nil {
+		return o, errors.New("not a URL")
+	}
+	var secure *tls.Config
+	switch mode {
+	case "sentinel":
+		if o.sentinel, err = redis.ParseFailoverURL(text); err != nil {
+			return o, err
+		}
+		if o.sentinel.MasterName == "" {
+			return o, errors.New("no master_name in its query")
+		}
+		if password != "" {
+			o.sentinel.Password = password
+		}
+		secure = o.sentinel.TLSConfig
+	case "cluster":
+		if o.cluster, err = redis.ParseClusterURL(text); err != nil {
+			return o, err
+		}
+		if password != "" {
+			o.cluster.Password = password
+		}
+		secure = o.cluster.TLSConfig
+	default:
+		if o.standalone, err = redis.ParseURL(text); err != nil {
+			return o, err
+		}
+		if password != "" {
+			o.standalone.Password = password
+		}
+		secure = o.standalone.TLSConfig
+	}
+	if roots != nil && secure == nil {
+		return o, errors.New("REDIS_CA_FILE needs rediss://")
+	}
+	if secure != nil {
+		secure.RootCAs = roots
+		if mode != "standalone" {
+			secure.ServerName = "" // each node answers for its own name
+		}
+	}
+	return o, nil
+}
+
+// store keeps session records in Redis.
+type store struct {
+	redis   redis.UniversalClient
+	prefix  string
+	timeout time.Duration // for all Redis work of one call
+	log     *slog.Logger
+	skew    atomic.Int64 // ns that Redis's clock was ahead at the last check
+
+	mu    sync.Mutex
+	probe *probe // under way; nil: none
+}
+
+// openStore does not connect yet; the first call does. The timeouts of one step are
+// that of the whole call: a reply that comes within it is used.
+func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.Logger) *store {
+	s := &store{prefix: prefix, timeout: timeout, log: log}
+	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	switch {
+	case o.sentinel != nil:
+		o := o.sentinel
+		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
+		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
+		o.DisableIdentity, o.OnConnect = true, s.greet
+		s.redis = redis.NewFailoverClient(o)
+	case o.cluster != nil:
+		o := o.cluster
+		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
+		o.MaxRedirects, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
+		o.DisableIdentity, o.OnConnect, o.MaintNotificationsConfig = true, s.greet, off
+		s.redis = redis.NewClusterClient(o)
+	default:
+		o := o.standalone
+		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
+		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
+		o.DisableIdentity, o.OnConnect, o.MaintNotificationsConfig = true, s.greet, off
+		s.redis = redis.NewClient(o)
+	}
+	return s
+}
+
+func (s *store) close() error { return s.redis.Close() }
+
+// put writes value under key, to be dropped at expiresAt, a Unix second. nil means that
+// the primary has answered OK; after any other outcome the record may be there, and
+// if so dies at expiresAt. It ends within the store's timeout; whether ctx is cancelled does
+// not matter to it, since net/http cancels a request whose caller half-closes.
+func (s *store) put(ctx context.Context, key string, value []byte, expiresAt int64) error {
+	if skew := time.Duration(s.skew.Load()); tooSkewed(skew) {
+		return skewError(skew)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+	defer cancel()
+	return s.set(ctx, key, value, expiresAt)
+}
+
+// set sends a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
+func (s *store) set(ctx context.Context, key string, value []byte, expiresAt int64) error {
+	reply, err := s.redis.SetArgs(ctx, key, value, redis.SetArgs{ExpireAt: time.Unix(expiresAt, 0)}).Result()
+	if err == nil && reply != "OK" {
+		err = errors.New("redis answered something other than OK")
+	}
+	return err
+}
+
+// timedOut tells whether a store's error is that Redis did not answer in time.
+func timedOut(err error) bool {
+	netErr, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
+}
+
+// greet compares clocks on each new connection: Redis answers OK to an expiry that its
+// own clock has passed, and stores nothing. A connection to a server whose clock is
+// off is not used, so a restart or failover can't bring one in unseen.
+func (s *store) greet(ctx context.Context, c *redis.Conn) error {
+	_, err := clockSkew(ctx, c)
+	if redis.HasErrorPrefix(err, "unknown command") {
+		return nil // a sentinel, which has no TIME and stores nothing
+	}
+	return err
+}
+
+// clockSkew is how far Redis's clock is ahead of ours, less what the answer's way may
+// account for. Beyond 2 s it is an error too.
+func clockSkew(ctx context.Context, c redis.Cmdable) (time.Duration, error) {
+	sent := time.Now()
+	theirs, err := c.Time(ctx).Result()
+	if err != nil {
+		return 0, fmt.Errorf("reading redis's clock: %w", err)
+	}
+	// Their clock was read between sent and now.
+	skew := time.Duration(0)
+	if theirs.Before(sent) {
+		skew = theirs.Sub(sent)
+	} else if late := time.Since(sent); theirs.Sub(sent) > late {
+		skew = theirs.Sub(sent) - late
+	}
+	if tooSkewed(skew) {
+		return skew, skewError(skew)
+	}
+	return skew, nil
+}
+
+func tooSkewed(skew time.Duration) bool { return skew.Abs() > maxSkew }
+
+func skewError(skew time.Duration) error {
+	return fmt.Errorf("redis's clock is %s off ours, more than %s", skew.Round(time.Millisecond), maxSkew)
+}
+
+// probe is a check under way that later callers share.
+type probe struct {
+	done chan struct{}
+	err  error // once done
+}
+
+// check tells whether a session could be written now: Redis takes a write on every
+// primary that would get one, and its clock is within 2 s of ours. Calls at
+// the same time share one check. The error names what is wrong.
+func (s *store) check() error {
+	s.mu.Lock()
+	p := s.probe
+	if p == nil {
+		p = &probe{done: make(chan struct{})}
+		s.probe = p
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
+			defer cancel()
+			p.err = s.checkNow(ctx)
+			s.mu.Lock()
+			s.probe = nil
+			s.mu.Unlock()
+			close(p.done)
+		}()
+	}
+	s.mu.Unlock()
+	<-p.done
+	return p.err
+}
+
+func (s *store) checkNow(ctx context.Context) error {
+	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
+		return s.checkCluster(ctx, cluster)
+	}
+	// HELLO is allowed to whoever may connect. What does not know it is no cluster.
+	if hello, err := s.redis.Do(ctx, "HELLO").Result(); err == nil {
+		if members, _ := hello.(map[any]any); members["mode"] == "cluster" {
+			return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+		}
+	}
+	skew, err := clockSkew(ctx, s.redis)
+	if s.skew.Store(int64(skew)); err != nil {
+		return err
+	}
+	return s.writeProbe(ctx, s.prefix+"probe")
+}
+
+func (s *store) checkCluster(ctx context.Context, cluster *redis.ClusterClient) error {
+	var mu sync.Mutex // ForEachMaster is concurrent
+	var worst time.Duration
+	primaries := 0
+	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+		skew, err := clockSkew(ctx, node)
+		mu.Lock()
+		defer mu.Unlock()
+		primaries++
+		if skew.Abs() > worst.Abs() {
+			worst = skew
+		}
+		return err
+	})
+	if s.skew.Store(int64(worst)); err != nil {
+		return err
+	}
+	// Keys are tried until each primary has had one: a key falls on one of n with
+	// probability 1/n. A primary that stays without has no slots, or the prefix has a
+	// hash tag and all sessions lie on another.
+	seen := map[*redis.Client]bool{}
+	for i := 0; len(seen) < primaries && i < 32*primaries; i++ {
+		key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
+		node, err := cluster.MasterForKey(ctx, key)
+		if err != nil {
+			return err
+		}
+		if seen[node] {
+			continue
+		}
+		seen[node] = true
+		if err := s.writeProbe(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *store) writeProbe(ctx context.Context, key string) error {
+	return s.set(ctx, key, []byte("1"), time.Now().Add(probeTTL).Unix())
+}
+
+// watch checks the store until ctx ends, and logs when it begins or ceases to be well.
+func (s *store) watch(ctx context.Context) {
+	well := false
+	for first := true; ; first = false {
+		err := s.check()
+		if ctx.Err() != nil {
+			return
+		}
+		switch {
+		case err == nil && !well:
+			s.log.Info("redis takes sessions")
+		case err != nil && (well || first):
+			s.log.Error("redis takes no sessions", "cause", err.Error())
+		}
+		well = err == nil
+		wait := recheckEvery
+		if well {
+			wait = checkEvery
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// quietLogger passes on go-redis's own log, a line in ten seconds at most: in an
+// outage it says the same for each connection.
+type quietLogger struct {
+	log  *slog.Logger
+	next atomic.Int64 // Unix ns
+	lost atomic.Int64 // lines since the last one
+}
+
+func (l *quietLogger) Printf(_ context.Context, format string, args ...any) {
+	now, next := time.Now().UnixNano(), l.next.Load()
+	if now < next || !l.next.CompareAndSwap(next, now+int64(10*time.Second)) {
+		l.lost.Add(1)
+		return
+	}
+	l.log.Warn("redis client", "says", fmt.Sprintf(format, args...), "lines_dropped", l.lost.Swap(0))
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+const (
+	scope    = "api:user.write" // what a token must hold
+	maxToken = 8 << 10          // bytes
+	leeway   = 30               // seconds on exp, nbf and iat, for clocks that differ
+)
+
+// verifier checks the bearer tokens of the platform's authorization server: JWTs in
+// compact form (RFC 7519, 7515), by the rules of RFC 8725.
+type verifier struct {
+	keys         *keySet
+	algorithms   []jose.SignatureAlgorithm
+	issuer       string   // "" demands none
+	audience     string   // "" demands none
+	clientClaims []string // the first that is a non-empty string names the client
+	maxLifetime  time.Duration
+	now          func() time.Time
+}
+
+// identity is what a good token says of its bearer.
+type identity struct {
+	client   string
+	hasScope bool
+}
+
+// errNoKeys is a key set that was never loaded: no token can be told good from bad.
+var errNoKeys = errors.New("key set not loaded yet")
+
+// verify returns the bearer of a good token. Its error is errNoKeys or says, without
+// any of the token's text, why the token is not good.
+func (v *verifier) verify(token string) (identity, error) {
+	if !wellFormed(token) {
+		return identity{}, errors.New("not a compact JWT")
+	}
+	kid, err := checkHeader(token)
+	if err != nil {
+		return identity{}, err
+	}
+	// The library's errors quote the token, so they are not passed on.
+	signed, err := jose.ParseSignedCompact(token, v.algorithms)
+	if err != nil {
+		return identity{}, errors.New("malformed, or signed with an algorithm that is not allowed")
+	}
+	keys, err := v.keys.find(kid, signed.Signatures[0].Header.Algorithm)
+	if err != nil {
+		return identity{}, err
+	}
+	for _, key := range keys {
+		if payload, err := signed.Verify(key.Key); err == nil {
+			return v.checkClaims(payload)
+		}
+	}
+	return identity{}, errors.New("bad signature")
+}
+
+// wellFormed takes three parts of base64url with dots between, 8 KiB at most.
+func wellFormed(token string) bool {
+	dots := 0
+	for i := range len(token) {
+		switch c := token[i]; {
+		case c == '.':
+			dots++
+		case !isAlphanumeric(c) && c != '-' && c != '_':
+			return false
+		}
+	}
+	return dots == 2 && len(token) <= maxToken
+}
+
+// checkHeader checks what the signature library would let pass, and returns the key
+// id, "" where there is none. Keys in the header (jwk, jku, x5c, x5u) are not looked at.
+func checkHeader(token string) (kid string, err error) {
+	encoded, _, _ := strings.Cut(token, ".")
+	data, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err != nil {
+		return "", errors.New("header is not base64url")
+	}
+	header, err := decodeObject(data)
+	if err != nil {
+		return "", fmt.Errorf("header %w", err)
+	}
+	// RFC 7515, section 4.1.11; RFC 7797; RFC 7516, section 4.1.3.
+	for _, name := range []string{"crit", "b64", "zip"} {
+		if _, given := header[name]; given {
+			return "", fmt.Errorf("header has %s", name)
+		}
+	}
+	if typ, given := header["typ"]; given { // RFC 9068, section 4; RFC 7515, section 4.1.9
+		text, _ := typ.(string)
+		switch strings.TrimPrefix(strings.ToLower(text), "application/") {
+		case "jwt", "at+jwt":
+		default:
+			return "", errors.New("typ is not of an access token")
+		}
+	}
+	if value, given := header["kid"]; given {
+		text, ok := value.(string)
+		if !ok {
+			return "", errors.New("kid is not a string")
+		}
+		kid = text
+	}
+	return kid, nil
+}
+
+// checkClaims checks the claims of a token whose signature is good.
+func (v *verifier) checkClaims(payload []byte) (identity, error) {
+	claims, err := decodeObject(payload)
+	if err != nil {
+		return identity{}, fmt.Errorf("payload %w", err)
+	}
+	now := float64(v.now().UnixMicro()) / 1e6
+	exp, given, err := numericDate(claims, "exp")
+	switch {
+	case err != nil:
+		return identity{}, err
+	case !given:
+		return identity{}, errors.New("no exp")
+	case now >= exp+leeway: // RFC 7519, section 4.1.4: before it, not at it
+		return identity{}, errors.New("expired")
+	case exp-now > v.maxLifetime.Seconds():
+		return identity{}, errors.New("exp is further away than JWT_MAX_LIFETIME")
+	}
+	for _, name := range []string{"nbf", "iat"} {
+		date, given, err := numericDate(claims, name)
+		if err != nil {
+			return identity{}, err
+		}
+		if given && date > now+leeway {
+			return identity{}, fmt.Errorf("%s is in the future", name)
+		}
+	}
+	if v.issuer != "" && claims["iss"] != v.issuer {
+		return identity{}, errors.New("iss is not JWT_ISSUER")
+	}
+	if v.audience != "" && claims["aud"] != v.audience {
+		if audiences, ok := stringArray(claims["aud"]); !ok || !slices.Contains(audiences, v.audience) {
+			return identity{}, errors.New("aud does not have JWT_AUDIENCE")
+		}
+	}
+	for _, name := range v.clientClaims {
+		if client, _ := claims[name].(string); client != "" {
+			return identity{client, holdsScope(claims["scope"]) || holdsScope(claims["scp"])}, nil
+		}
+	}
+	return identity{}, errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
+}
+
+// numericDate is a claim in seconds since 1970 (RFC 7519, section 2).
+func numericDate(claims map[string]any, name string) (seconds float64, given bool, err error) {
+	value, given := claims[name]
+	if !given {
+		return 0, false, nil
+	}
+	number, ok := value.(json.Number)
+	if ok {
+		seconds, err = number.Float64()
+	}
+	if !ok || err != nil {
+		return 0, true, fmt.Errorf("%s is not a number", name)
+	}
+	return seconds, true, nil
+}
+
+// holdsScope looks in a string of names with single spaces between (RFC 6749,
+// section 3.3) or an array of names.
+func holdsScope(value any) bool {
+	if names, ok := value.(string); ok {
+		return slices.Contains(strings.Split(names, " "), scope)
+	}
+	names, ok := stringArray(value)
+	return ok && slices.Contains(names, scope)
+}
+
+// stringArray is an array with nothing but strings.
+func stringArray(value any) ([]string, bool) {
+	array, ok := value.([]any)
+	texts := make([]string, len(array))
+	for i, member := range array {
+		text, isString := member.(string)
+		texts[i], ok = text, ok && isString
+	}
+	return texts, ok
+}
