@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -33,53 +34,38 @@ func scanObject(data []byte, member func(name, value []byte)) error {
 	if s.space(); s.peek() != '{' {
 		return errNotObject
 	}
-	s.pos++
-	var few [8][]byte // what most objects need, without the heap
+	var few [8][]byte // as many as most objects have, off the heap
 	names := few[:0]
-	var many map[string]bool
-	if s.space(); s.peek() == '}' {
-		s.pos++
-	} else {
-		for c := byte(','); c != '}'; s.pos++ {
-			if c != ',' {
+	s.pos++
+	for s.space(); s.peek() != '}'; {
+		if len(names) > 0 {
+			if s.peek() != ',' {
 				return s.failure()
 			}
-			name, ok := s.name()
-			if !ok {
-				return s.failure()
-			}
-			s.space()
-			start := s.pos
-			if !s.value() {
-				return s.failure()
-			}
-			value := data[start:s.pos]
-			if len(names) < cap(names) {
-				for _, earlier := range names {
-					if bytes.Equal(earlier, name) {
-						return errNameTwice
-					}
-				}
-				names = append(names, name)
-			} else {
-				if many == nil {
-					many = map[string]bool{}
-					for _, earlier := range names {
-						many[string(earlier)] = true
-					}
-				}
-				if many[string(name)] {
-					return errNameTwice
-				}
-				many[string(name)] = true
-			}
-			member(name, value)
-			s.space()
-			c = s.peek()
+			s.pos++
 		}
+		name, ok := s.name()
+		if !ok {
+			return s.failure()
+		}
+		s.space()
+		start := s.pos
+		if !s.value() {
+			return s.failure()
+		}
+		member(name, data[start:s.pos])
+		names = append(names, name)
+		s.space()
 	}
+	s.pos++
 	if s.space(); s.pos < len(data) {
 		return s.failure()
+	}
+	slices.SortFunc(names, bytes.Compare)
+	for i := 1; i < len(names); i++ {
+		if bytes.Equal(names[i-1], names[i]) {
+			return errNameTwice
+		}
 	}
 	return nil
 }
@@ -152,20 +138,8 @@ func (s *scanner) value() bool {
 			if !s.str() {
 				return false
 			}
-		case 't':
-			if !s.literal("true") {
-				return false
-			}
-		case 'f':
-			if !s.literal("false") {
-				return false
-			}
-		case 'n':
-			if !s.literal("null") {
-				return false
-			}
 		default:
-			if !s.number() {
+			if !s.literal("true") && !s.literal("false") && !s.literal("null") && !s.number() {
 				return false
 			}
 		}
@@ -195,9 +169,11 @@ func (s *scanner) value() bool {
 }
 
 func (s *scanner) literal(word string) bool {
-	ok := bytes.HasPrefix(s.data[s.pos:], []byte(word))
+	if !bytes.HasPrefix(s.data[s.pos:], []byte(word)) {
+		return false
+	}
 	s.pos += len(word)
-	return ok
+	return true
 }
 
 func (s *scanner) number() bool {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -75,72 +74,79 @@ func storeTimedOut(cause error) *apiError {
 		temporary: true, timeout: true, header: [2]string{"Retry-After", "1"}, cause: cause}
 }
 
-// entry is what one request's log line says beyond the HTTP part. Its fields are
-// the only way from a request to the log: no token, session_id, end_user_id or URI.
-type entry struct {
-	clientID string
-	session  string   // the session's public id
-	unknown  []string // names of members the body has and we do not know
-}
-
 // handler answers a request last of all it does, or returns an error and answers nothing.
 type handler func(http.ResponseWriter, *http.Request, *entry) error
 
-// handle makes a handler of f: it sets the headers that every answer has, writes
-// the error that f returns or panics with, and logs one line.
+// handle makes f an http.Handler: it sets the headers that every answer has, writes the
+// error that f returns or panics with, and logs one line.
 func (s *server) handle(route string, f handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		requestID := r.Header.Get("X-Request-Id")
-		if !validRequestID(requestID) {
-			requestID = rand.Text()
+		e := entry{start: time.Now(), requestID: r.Header.Get("X-Request-Id"), route: route}
+		if !validRequestID(e.requestID) {
+			e.requestID = rand.Text()
 		}
 		h := w.Header()
-		h["X-Request-Id"] = []string{requestID}
+		h["X-Request-Id"] = []string{e.requestID}
 		h["Cache-Control"] = []string{"no-store"}
 		h["X-Content-Type-Options"] = []string{"nosniff"}
-
-		var e entry
 		err := guard(f, w, r, &e)
-		status, level := http.StatusOK, slog.LevelInfo
-		remote, _, _ := net.SplitHostPort(r.RemoteAddr)
-		attrs := append(make([]slog.Attr, 0, 14),
-			slog.String("request_id", requestID),
-			slog.String("method", r.Method),
-			slog.String("route", route),
-			slog.String("remote_ip", remote))
-		if err != nil {
-			apiErr, known := errors.AsType[*apiError](err)
-			if !known {
-				apiErr = &apiError{status: http.StatusInternalServerError, name: "fault", message: "something is wrong on our side", cause: err}
-			}
-			errorID := rand.Text()
-			writeError(w, r, apiErr, errorID)
-			status = apiErr.status
-			if status >= http.StatusInternalServerError {
-				level = slog.LevelError
-			}
-			cause := apiErr.message
-			if apiErr.cause != nil {
-				cause = apiErr.cause.Error()
-			}
-			attrs = append(attrs, slog.String("error", apiErr.name), slog.String("error_id", errorID), slog.String("cause", cause))
-			if p, panicked := errors.AsType[*panicError](err); panicked {
-				attrs = append(attrs, slog.String("stack", string(p.stack)))
-			}
+		if err == nil {
+			s.logRequest(r, &e, http.StatusOK)
+			return
 		}
-		attrs = append(attrs, slog.Int("status", status), slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000))
-		if e.clientID != "" {
-			attrs = append(attrs, slog.String("client_id", e.clientID))
+		apiErr, known := errors.AsType[*apiError](err)
+		if !known {
+			apiErr = &apiError{status: http.StatusInternalServerError, name: "fault", message: "something is wrong on our side", cause: err}
 		}
-		if e.session != "" {
-			attrs = append(attrs, slog.String("session", e.session))
+		id := rand.Text()
+		writeError(w, r, apiErr, id)
+		cause := apiErr.message
+		if apiErr.cause != nil {
+			cause = apiErr.cause.Error()
 		}
-		if e.unknown != nil {
-			attrs = append(attrs, slog.Any("unknown_members", e.unknown))
+		attrs := []slog.Attr{slog.String("error", apiErr.name), slog.String("error_id", id), slog.String("cause", cause)}
+		if p, panicked := errors.AsType[*panicError](err); panicked {
+			attrs = append(attrs, slog.String("stack", string(p.stack)))
 		}
-		s.log.LogAttrs(context.Background(), level, "request", attrs...)
+		s.logRequest(r, &e, apiErr.status, attrs...)
 	}
+}
+
+// entry is what the log says of one request. Its fields are the only way there: no
+// token, session_id, end_user_id or URI.
+type entry struct {
+	start     time.Time
+	requestID string
+	route     string
+	clientID  string
+	session   string   // the session's public id
+	unknown   []string // names of members that the body has and we do not know
+}
+
+// logRequest logs a caller's fault as Info and ours as Error.
+func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.Attr) {
+	level := slog.LevelInfo
+	if status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
+	attrs := append(make([]slog.Attr, 0, 16),
+		slog.String("request_id", e.requestID),
+		slog.String("method", r.Method),
+		slog.String("route", e.route),
+		slog.Int("status", status),
+		slog.Float64("duration_ms", float64(time.Since(e.start).Microseconds())/1000),
+		slog.String("remote_ip", remote))
+	if e.clientID != "" {
+		attrs = append(attrs, slog.String("client_id", e.clientID))
+	}
+	if e.session != "" {
+		attrs = append(attrs, slog.String("session", e.session))
+	}
+	if e.unknown != nil {
+		attrs = append(attrs, slog.Any("unknown_members", e.unknown))
+	}
+	s.log.LogAttrs(r.Context(), level, "request", append(attrs, more...)...)
 }
 
 // panicError is a handler's panic, with where it was.
