@@ -313,8 +313,8 @@ func decodeObject(data []byte) (map[string]any, error) {
 
 // encodeJSON is v as JSON with a newline, without the escapes meant for HTML.
 func encodeJSON(v any) []byte {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
+	b := bytes.NewBuffer(make([]byte, 0, 512))
+	e := json.NewEncoder(b)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
 		panic(err) // only for what cannot be JSON: a bug

@@ -130,7 +130,7 @@ func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.
 		level = slog.LevelError
 	}
 	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
-	attrs := append(make([]slog.Attr, 0, 16),
+	attrs := append(make([]slog.Attr, 0, 12),
 		slog.String("request_id", e.requestID),
 		slog.String("method", r.Method),
 		slog.String("route", e.route),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
@@ -92,7 +93,7 @@ func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *entry)
 	}
 	record, secret := newSession(request, who.client, s.now(), s.sessionTTL)
 	e.session = record.ID
-	if err := s.store.put(r.Context(), sessionKey(s.keyPrefix, secret), encodeJSON(record), record.ExpiresAt); timedOut(err) {
+	if err := s.store.put(sessionKey(s.keyPrefix, secret), encodeJSON(record), record.ExpiresAt); timedOut(err) {
 		return storeTimedOut(err)
 	} else if err != nil {
 		return unavailable("the session store is not available", err)
@@ -152,7 +153,9 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength > maxBody {
 		return nil, tooLarge()
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var b bytes.Buffer
+	b.Grow(int(min(max(r.ContentLength, 0), 4<<10)) + bytes.MinRead) // so that most bodies are read in one go
+	_, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, over := errors.AsType[*http.MaxBytesError](err); over {
 		return nil, tooLarge()
 	}
@@ -164,7 +167,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		e.cause = err
 		return nil, e
 	}
-	return body, nil
+	return b.Bytes(), nil
 }
 
 // live is 200 while the process runs.

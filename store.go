@@ -29,6 +29,9 @@ const (
 	retries      = 5
 	leastBackoff = time.Millisecond
 	mostBackoff  = 16 * time.Millisecond
+
+	// Batches are few and small: the ordinary pool's connections serve them.
+	noPipelinePool = -1
 )
 
 // redisOptions is how to reach Redis, in one of its modes: one member is set.
@@ -93,35 +96,35 @@ type store struct {
 	prefix  string
 	timeout time.Duration // for all Redis work of one call
 	log     *slog.Logger
-	skew    atomic.Int64 // ns that Redis's clock was ahead at the last check
 
 	mu    sync.Mutex
-	probe *probe // under way; nil: none
+	lanes map[*redis.Client]*lane // of the nodes that something waits for
+	probe *probe                  // under way; nil: none
 }
 
 // openStore does not connect yet; the first call does. The timeouts of one step are
 // that of the whole call: a reply that comes within it is used.
 func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.Logger) *store {
-	s := &store{prefix: prefix, timeout: timeout, log: log}
+	s := &store{prefix: prefix, timeout: timeout, log: log, lanes: map[*redis.Client]*lane{}}
 	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	switch {
 	case o.sentinel != nil:
 		o := o.sentinel
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.OnConnect = true, s.greet
+		o.DisableIdentity, o.PipelinePoolSize = true, noPipelinePool
 		s.redis = redis.NewFailoverClient(o)
 	case o.cluster != nil:
 		o := o.cluster
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRedirects, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.OnConnect, o.MaintNotificationsConfig = true, s.greet, off
+		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig = true, noPipelinePool, off
 		s.redis = redis.NewClusterClient(o)
 	default:
 		o := o.standalone
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.OnConnect, o.MaintNotificationsConfig = true, s.greet, off
+		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig = true, noPipelinePool, off
 		s.redis = redis.NewClient(o)
 	}
 	return s
@@ -131,24 +134,48 @@ func (s *store) close() error { return s.redis.Close() }
 
 // put writes value under key, to be dropped at expiresAt, a Unix second. nil means that
 // the primary has answered OK; after any other outcome the record may be there, and
-// if so dies at expiresAt. It ends within the store's timeout; whether ctx is cancelled does
-// not matter to it, since net/http cancels a request whose caller half-closes.
-func (s *store) put(ctx context.Context, key string, value []byte, expiresAt int64) error {
-	if skew := time.Duration(s.skew.Load()); tooSkewed(skew) {
-		return skewError(skew)
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+// if so dies at expiresAt. It ends within the store's timeout, with
+// context.DeadlineExceeded where Redis took longer. There is no caller's context:
+// net/http cancels a request's when the caller half-closes, and a session is wanted then too.
+func (s *store) put(key string, value []byte, expiresAt int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
-	return s.set(ctx, key, value, expiresAt)
+	node, err := s.nodeFor(ctx, key)
+	if err != nil {
+		return err
+	}
+	deadline, _ := ctx.Deadline()
+	w := &write{key: key, value: value, expiresAt: expiresAt, deadline: deadline, done: make(chan error, 1)}
+	if err := s.send(node, w); err != nil {
+		return err
+	}
+	select {
+	case err := <-w.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-// set sends a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
-func (s *store) set(ctx context.Context, key string, value []byte, expiresAt int64) error {
-	reply, err := s.redis.SetArgs(ctx, key, value, redis.SetArgs{ExpireAt: time.Unix(expiresAt, 0)}).Result()
-	if err == nil && reply != "OK" {
-		err = errors.New("redis answered something other than OK")
+// nodeFor is the client of the primary that key belongs to.
+func (s *store) nodeFor(ctx context.Context, key string) (*redis.Client, error) {
+	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
+		return cluster.MasterForKey(ctx, key)
 	}
-	return err
+	return s.redis.(*redis.Client), nil
+}
+
+// setRecord sends a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
+func setRecord(ctx context.Context, c redis.Cmdable, key string, value []byte, expiresAt int64) *redis.StatusCmd {
+	return c.SetArgs(ctx, key, value, redis.SetArgs{ExpireAt: time.Unix(expiresAt, 0)})
+}
+
+// stored is nil where Redis's reply to setRecord is OK, the only one that counts.
+func stored(reply *redis.StatusCmd) error {
+	if reply.Err() == nil && reply.Val() != "OK" {
+		return errors.New("redis answered something other than OK")
+	}
+	return reply.Err()
 }
 
 // timedOut tells whether a store's error is that Redis did not answer in time.
@@ -157,42 +184,18 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
 }
 
-// greet compares clocks on each new connection: Redis answers OK to an expiry that its
-// own clock has passed, and stores nothing. A connection to a server whose clock is
-// off is not used, so a restart or failover can't bring one in unseen.
-func (s *store) greet(ctx context.Context, c *redis.Conn) error {
-	_, err := clockSkew(ctx, c)
-	if redis.HasErrorPrefix(err, "unknown command") {
-		return nil // a sentinel, which has no TIME and stores nothing
-	}
-	return err
-}
-
-// clockSkew is how far Redis's clock is ahead of ours, less what the answer's way may
-// account for. Beyond 2 s it is an error too.
-func clockSkew(ctx context.Context, c redis.Cmdable) (time.Duration, error) {
-	sent := time.Now()
-	theirs, err := c.Time(ctx).Result()
+// checkClock fails where the clock of a reply to TIME, asked for at sent, is over 2 s off
+// ours, by more than the reply's way may account for.
+func checkClock(reply *redis.TimeCmd, sent time.Time) error {
+	theirs, err := reply.Result()
 	if err != nil {
-		return 0, fmt.Errorf("reading redis's clock: %w", err)
+		return fmt.Errorf("reading redis's clock: %w", err)
 	}
-	// Their clock was read between sent and now.
-	skew := time.Duration(0)
-	if theirs.Before(sent) {
-		skew = theirs.Sub(sent)
-	} else if late := time.Since(sent); theirs.Sub(sent) > late {
-		skew = theirs.Sub(sent) - late
+	behind, ahead := sent.Sub(theirs), time.Until(theirs)
+	if skew := max(behind, ahead); skew > maxSkew {
+		return fmt.Errorf("redis's clock is %s off ours, more than %s", skew.Round(time.Millisecond), maxSkew)
 	}
-	if tooSkewed(skew) {
-		return skew, skewError(skew)
-	}
-	return skew, nil
-}
-
-func tooSkewed(skew time.Duration) bool { return skew.Abs() > maxSkew }
-
-func skewError(skew time.Duration) error {
-	return fmt.Errorf("redis's clock is %s off ours, more than %s", skew.Round(time.Millisecond), maxSkew)
+	return nil
 }
 
 // probe is a check under way that later callers share.
@@ -235,35 +238,29 @@ func (s *store) checkNow(ctx context.Context) error {
 			return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
 		}
 	}
-	skew, err := clockSkew(ctx, s.redis)
-	if s.skew.Store(int64(skew)); err != nil {
+	sent := time.Now()
+	if err := checkClock(s.redis.Time(ctx), sent); err != nil {
 		return err
 	}
 	return s.writeProbe(ctx, s.prefix+"probe")
 }
 
 func (s *store) checkCluster(ctx context.Context, cluster *redis.ClusterClient) error {
-	var mu sync.Mutex // ForEachMaster is concurrent
-	var worst time.Duration
-	primaries := 0
+	var primaries atomic.Int64 // ForEachMaster is concurrent
 	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-		skew, err := clockSkew(ctx, node)
-		mu.Lock()
-		defer mu.Unlock()
-		primaries++
-		if skew.Abs() > worst.Abs() {
-			worst = skew
-		}
-		return err
+		primaries.Add(1)
+		sent := time.Now()
+		return checkClock(node.Time(ctx), sent)
 	})
-	if s.skew.Store(int64(worst)); err != nil {
+	if err != nil {
 		return err
 	}
 	// Keys are tried until each primary has had one: a key falls on one of n with
 	// probability 1/n. A primary that stays without has no slots, or the prefix has a
 	// hash tag and all sessions lie on another.
+	n := int(primaries.Load())
 	seen := map[*redis.Client]bool{}
-	for i := 0; len(seen) < primaries && i < 32*primaries; i++ {
+	for i := 0; len(seen) < n && i < 32*n; i++ {
 		key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
 		node, err := cluster.MasterForKey(ctx, key)
 		if err != nil {
@@ -281,7 +278,7 @@ func (s *store) checkCluster(ctx context.Context, cluster *redis.ClusterClient) 
 }
 
 func (s *store) writeProbe(ctx context.Context, key string) error {
-	return s.set(ctx, key, []byte("1"), time.Now().Add(probeTTL).Unix())
+	return stored(setRecord(ctx, s.redis, key, []byte("1"), time.Now().Add(probeTTL).Unix()))
 }
 
 // watch checks the store until ctx ends, and logs when it begins or ceases to be well.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -28,6 +30,9 @@ type verifier struct {
 	clientClaims []string // the first that is a non-empty string names the client
 	maxLifetime  time.Duration
 	now          func() time.Time
+
+	mu       sync.RWMutex
+	verified map[[sha256.Size]byte]verifiedToken // by the token's hash
 }
 
 // identity is what a good token says of its bearer.
@@ -39,31 +44,68 @@ type identity struct {
 // errNoKeys is a key set that was never loaded: no token can be told good from bad.
 var errNoKeys = errors.New("key set not loaded yet")
 
+// verifiedToken is a token that was found good: partners use one for minutes, and its
+// signature costs more than all else. It is good until exp, while the key set is the
+// same: what else was checked stays true as time goes by.
+type verifiedToken struct {
+	who  identity
+	exp  float64 // Unix seconds
+	keys *[]jose.JSONWebKey
+}
+
+const maxVerified = 10_000 // tokens remembered
+
 // verify returns the bearer of a good token. Its error is errNoKeys or says, without
 // any of the token's text, why the token is not good.
 func (v *verifier) verify(token string) (identity, error) {
 	if !wellFormed(token) {
 		return identity{}, errors.New("not a compact JWT")
 	}
-	kid, err := checkHeader(token)
+	keys := v.keys.keys.Load()
+	hash := sha256.Sum256(append(make([]byte, 0, 1024), token...)) // a usual token stays off the heap
+	v.mu.RLock()
+	known, found := v.verified[hash]
+	v.mu.RUnlock()
+	if found && known.keys == keys && unixSeconds(v.now()) < known.exp+leeway {
+		return known.who, nil
+	}
+	who, exp, err := v.verifyAnew(token)
 	if err != nil {
 		return identity{}, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.verified) >= maxVerified && !found {
+		for other := range v.verified {
+			delete(v.verified, other)
+			break
+		}
+	}
+	v.verified[hash] = verifiedToken{who, exp, keys}
+	return who, nil
+}
+
+// verifyAnew checks header, signature and claims.
+func (v *verifier) verifyAnew(token string) (who identity, exp float64, err error) {
+	kid, err := checkHeader(token)
+	if err != nil {
+		return identity{}, 0, err
 	}
 	// The library's errors quote the token, so they are not passed on.
 	signed, err := jose.ParseSignedCompact(token, v.algorithms)
 	if err != nil {
-		return identity{}, errors.New("malformed, or signed with an algorithm that is not allowed")
+		return identity{}, 0, errors.New("malformed, or signed with an algorithm that is not allowed")
 	}
 	keys, err := v.keys.find(kid, signed.Signatures[0].Header.Algorithm)
 	if err != nil {
-		return identity{}, err
+		return identity{}, 0, err
 	}
 	for _, key := range keys {
 		if payload, err := signed.Verify(key.Key); err == nil {
 			return v.checkClaims(payload)
 		}
 	}
-	return identity{}, errors.New("bad signature")
+	return identity{}, 0, errors.New("bad signature")
 }
 
 // wellFormed takes three parts of base64url with dots between, 8 KiB at most.
@@ -117,47 +159,49 @@ func checkHeader(token string) (kid string, err error) {
 }
 
 // checkClaims checks the claims of a token whose signature is good.
-func (v *verifier) checkClaims(payload []byte) (identity, error) {
+func (v *verifier) checkClaims(payload []byte) (who identity, exp float64, err error) {
 	claims, err := decodeObject(payload)
 	if err != nil {
-		return identity{}, fmt.Errorf("payload %w", err)
+		return who, 0, fmt.Errorf("payload %w", err)
 	}
-	now := float64(v.now().UnixMicro()) / 1e6
+	now := unixSeconds(v.now())
 	exp, given, err := numericDate(claims, "exp")
 	switch {
 	case err != nil:
-		return identity{}, err
+		return who, 0, err
 	case !given:
-		return identity{}, errors.New("no exp")
+		return who, 0, errors.New("no exp")
 	case now >= exp+leeway: // RFC 7519, section 4.1.4: before it, not at it
-		return identity{}, errors.New("expired")
+		return who, 0, errors.New("expired")
 	case exp-now > v.maxLifetime.Seconds():
-		return identity{}, errors.New("exp is further away than JWT_MAX_LIFETIME")
+		return who, 0, errors.New("exp is further away than JWT_MAX_LIFETIME")
 	}
 	for _, name := range []string{"nbf", "iat"} {
 		date, given, err := numericDate(claims, name)
 		if err != nil {
-			return identity{}, err
+			return who, 0, err
 		}
 		if given && date > now+leeway {
-			return identity{}, fmt.Errorf("%s is in the future", name)
+			return who, 0, fmt.Errorf("%s is in the future", name)
 		}
 	}
 	if v.issuer != "" && claims["iss"] != v.issuer {
-		return identity{}, errors.New("iss is not JWT_ISSUER")
+		return who, 0, errors.New("iss is not JWT_ISSUER")
 	}
 	if v.audience != "" && claims["aud"] != v.audience {
 		if audiences, ok := stringArray(claims["aud"]); !ok || !slices.Contains(audiences, v.audience) {
-			return identity{}, errors.New("aud does not have JWT_AUDIENCE")
+			return who, 0, errors.New("aud does not have JWT_AUDIENCE")
 		}
 	}
 	for _, name := range v.clientClaims {
 		if client, _ := claims[name].(string); client != "" {
-			return identity{client, holdsScope(claims["scope"]) || holdsScope(claims["scp"])}, nil
+			return identity{client, holdsScope(claims["scope"]) || holdsScope(claims["scp"])}, exp, nil
 		}
 	}
-	return identity{}, errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
+	return who, 0, errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
 }
+
+func unixSeconds(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
 
 // numericDate is a claim in seconds since 1970 (RFC 7519, section 2).
 func numericDate(claims map[string]any, name string) (seconds float64, given bool, err error) {

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Group commit: writes that wait at the same time go to Redis in one pipeline and share
+// its round trip. A write that comes alone goes out at once.
+
+const (
+	// As many writes as wait may go out together. Another batch is begun beside those
+	// under way where a full one waits, or where the last was begun a while ago: its
+	// connection may hang, and that must not hold up those who wait.
+	batchSize  = 64
+	batchLater = 20 * time.Millisecond
+	maxBatches = 4    // under way at once, to one node
+	maxWaiting = 8192 // writes, for one node
+)
+
+// errBusy is a store that has more to write than it takes on.
+var errBusy = errors.New("too many sessions wait to be written")
+
+// write is a record on its way to Redis.
+type write struct {
+	key       string
+	value     []byte
+	expiresAt int64 // Unix seconds
+	deadline  time.Time
+	done      chan error // has room for the outcome: the caller may have left
+}
+
+// lane is the writes that wait for one node, and the batches under way there.
+type lane struct {
+	node    *redis.Client
+	waiting []*write
+	batches int
+	begun   time.Time // when the last batch was
+}
+
+// send hands w to the lane of node. Its outcome comes on w.done, by w's deadline or not
+// much later. Where nothing is under way to node the caller itself writes the first batch, so
+// that a lone write waits for nobody.
+func (s *store) send(node *redis.Client, w *write) error {
+	s.mu.Lock()
+	l := s.lanes[node]
+	if l == nil {
+		l = &lane{node: node}
+		s.lanes[node] = l
+	}
+	if len(l.waiting) >= maxWaiting {
+		s.mu.Unlock()
+		return errBusy
+	}
+	l.waiting = append(l.waiting, w)
+	alone := l.batches == 0
+	begin := alone || l.batches < maxBatches && (len(l.waiting) >= batchSize || time.Since(l.begun) > batchLater)
+	if begin {
+		l.batches++
+		l.begun = time.Now()
+	}
+	s.mu.Unlock()
+	switch {
+	case alone:
+		first := s.next(l)
+		if first == nil {
+			return nil // a batch begun beside this one has taken w
+		}
+		s.writeBatch(node, first)
+		if batch := s.next(l); batch != nil {
+			go s.commit(l, batch)
+		}
+	case begin:
+		go s.commit(l, s.next(l))
+	}
+	return nil
+}
+
+// commit writes batch, and then others until nothing waits.
+func (s *store) commit(l *lane, batch []*write) {
+	for ; batch != nil; batch = s.next(l) {
+		s.writeBatch(l.node, batch)
+	}
+}
+
+// next takes a batch off those that wait. nil is none: the caller's batches end here.
+func (s *store) next(l *lane) []*write {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := min(len(l.waiting), batchSize)
+	if n == 0 {
+		if l.batches--; l.batches == 0 {
+			delete(s.lanes, l.node)
+		}
+		return nil
+	}
+	batch := l.waiting[:n:n]
+	l.waiting = l.waiting[n:]
+	l.begun = time.Now()
+	return batch
+}
+
+// writeBatch sends a SET for each write, and tells each its own outcome. A reading of
+// Redis's clock goes along and vouches for all: an expiry that this clock has passed
+// would be answered OK and not stored.
+func (s *store) writeBatch(node *redis.Client, batch []*write) {
+	sent := time.Now()
+	last := sent
+	pipe := node.Pipeline()
+	replies := make([]*redis.StatusCmd, len(batch))
+	for i, w := range batch {
+		if sent.Before(w.deadline) { // its caller still waits
+			replies[i] = setRecord(context.Background(), pipe, w.key, w.value, w.expiresAt)
+			last = w.deadline
+		}
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), last)
+	defer cancel()
+	clock := pipe.Time(ctx)
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	clockErr := checkClock(clock, sent)
+	for i, w := range batch {
+		if replies[i] == nil {
+			continue
+		}
+		err := cmp.Or(stored(replies[i]), clockErr)
+		if cluster, ok := s.redis.(*redis.ClusterClient); ok && err != nil && ctx.Err() == nil {
+			go func() { w.done <- redirect(cluster, w) }()
+			continue
+		}
+		w.done <- err
+	}
+}
+
+// redirect writes w by way of the cluster's client, which finds the node that has w's
+// slot by now. It is slower, and seldom needed: in a failover or when slots move.
+func redirect(cluster *redis.ClusterClient, w *write) error {
+	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
+	defer cancel()
+	if err := stored(setRecord(ctx, cluster, w.key, w.value, w.expiresAt)); err != nil {
+		return err
+	}
+	node, err := cluster.MasterForKey(ctx, w.key)
+	if err != nil {
+		return err
+	}
+	sent := time.Now()
+	return checkClock(node.Time(ctx), sent)
+}
