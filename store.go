@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,6 +97,7 @@ type store struct {
 	prefix  string
 	timeout time.Duration // for all Redis work of one call
 	log     *slog.Logger
+	evicts  atomic.Pointer[string] // an eviction policy that is not noeviction; nil: none seen
 
 	mu    sync.Mutex
 	lanes map[*redis.Client]*lane // of the nodes that something waits for
@@ -229,28 +231,24 @@ func (s *store) check() error {
 }
 
 func (s *store) checkNow(ctx context.Context) error {
-	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
-		return s.checkCluster(ctx, cluster)
-	}
-	// HELLO is allowed to whoever may connect. What does not know it is no cluster.
-	if hello, err := s.redis.Do(ctx, "HELLO").Result(); err == nil {
-		if members, _ := hello.(map[any]any); members["mode"] == "cluster" {
-			return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+	cluster, ok := s.redis.(*redis.ClusterClient)
+	if !ok {
+		node := s.redis.(*redis.Client)
+		// HELLO is allowed to whoever may connect. What does not know it is no cluster.
+		if hello, err := node.Do(ctx, "HELLO").Result(); err == nil {
+			if members, _ := hello.(map[any]any); members["mode"] == "cluster" {
+				return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+			}
 		}
+		if err := s.checkNode(ctx, node); err != nil {
+			return err
+		}
+		return s.writeProbe(ctx, s.prefix+"probe")
 	}
-	sent := time.Now()
-	if err := checkClock(s.redis.Time(ctx), sent); err != nil {
-		return err
-	}
-	return s.writeProbe(ctx, s.prefix+"probe")
-}
-
-func (s *store) checkCluster(ctx context.Context, cluster *redis.ClusterClient) error {
 	var primaries atomic.Int64 // ForEachMaster is concurrent
 	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
 		primaries.Add(1)
-		sent := time.Now()
-		return checkClock(node.Time(ctx), sent)
+		return s.checkNode(ctx, node)
 	})
 	if err != nil {
 		return err
@@ -277,13 +275,30 @@ func (s *store) checkCluster(ctx context.Context, cluster *redis.ClusterClient) 
 	return nil
 }
 
+// checkNode compares clocks, and takes note of a policy by which Redis may drop what
+// it has acknowledged. Where the ACL forbids to ask, so be it.
+func (s *store) checkNode(ctx context.Context, node *redis.Client) error {
+	sent := time.Now()
+	if err := checkClock(node.Time(ctx), sent); err != nil {
+		return err
+	}
+	memory, _ := node.Info(ctx, "memory").Result()
+	_, after, _ := strings.Cut(memory, "maxmemory_policy:")
+	policy, _, _ := strings.Cut(after, "\r")
+	if policy != "" && policy != "noeviction" {
+		s.evicts.Store(&policy)
+	}
+	return nil
+}
+
 func (s *store) writeProbe(ctx context.Context, key string) error {
 	return stored(setRecord(ctx, s.redis, key, []byte("1"), time.Now().Add(probeTTL).Unix()))
 }
 
-// watch checks the store until ctx ends, and logs when it begins or ceases to be well.
+// watch checks the store until ctx ends, and logs when it begins or ceases to be well,
+// and once when it may evict sessions.
 func (s *store) watch(ctx context.Context) {
-	well := false
+	well, warned := false, false
 	for first := true; ; first = false {
 		err := s.check()
 		if ctx.Err() != nil {
@@ -296,6 +311,10 @@ func (s *store) watch(ctx context.Context) {
 			s.log.Error("redis takes no sessions", "cause", err.Error())
 		}
 		well = err == nil
+		if policy := s.evicts.Load(); policy != nil && !warned {
+			s.log.Warn("redis may drop sessions that callers were promised: set maxmemory-policy noeviction", "maxmemory_policy", *policy)
+			warned = true
+		}
 		wait := recheckEvery
 		if well {
 			wait = checkEvery
