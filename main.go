@@ -220,11 +220,8 @@ func versionText() string {
 	}
 	text := "authsession " + info.Main.Version
 	for _, setting := range info.Settings {
-		switch {
-		case setting.Key == "vcs.revision":
+		if setting.Key == "vcs.revision" {
 			text += " " + setting.Value
-		case setting.Key == "vcs.modified" && setting.Value == "true":
-			text += " (modified)"
 		}
 	}
 	return text + " " + info.GoVersion
