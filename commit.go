@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -121,13 +120,19 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 	ctx, cancel := context.WithDeadline(context.Background(), last)
 	defer cancel()
 	clock := pipe.Time(ctx)
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	_, execErr := pipe.Exec(ctx)
 	clockErr := checkClock(clock, sent)
 	for i, w := range batch {
 		if replies[i] == nil {
 			continue
 		}
-		err := cmp.Or(stored(replies[i]), clockErr)
+		err := stored(replies[i])
+		switch {
+		case err == nil:
+			err = clockErr
+		case err == errNotOK && execErr != nil:
+			err = execErr // nothing was sent: go-redis leaves such replies as they were
+		}
 		if cluster, ok := s.redis.(*redis.ClusterClient); ok && err != nil && ctx.Err() == nil {
 			go func() { w.done <- redirect(cluster, w) }()
 			continue

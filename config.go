@@ -50,7 +50,7 @@ var knownAlgorithms = []jose.SignatureAlgorithm{
 // not set. The error names every wrong variable and its rule, and never a
 // value: some hold passwords.
 func loadConfig(getenv func(string) string) (config, error) {
-	e := env{get: getenv}
+	e := fromEnv{get: getenv}
 	c := config{
 		addr:          e.address("ADDR", ":8080"),
 		authURL:       e.authURL("AUTH_URL"),
@@ -83,22 +83,22 @@ func loadConfig(getenv func(string) string) (config, error) {
 	return c, nil
 }
 
-// env reads variables and collects what is wrong with them.
-type env struct {
+// fromEnv reads variables and collects what is wrong with them.
+type fromEnv struct {
 	get    func(string) string
 	wrongs []string
 }
 
-func (e *env) wrong(name, rule string) {
+func (e *fromEnv) wrong(name, rule string) {
 	e.wrongs = append(e.wrongs, name+" "+rule)
 }
 
-func (e *env) text(name, fallback string) string {
+func (e *fromEnv) text(name, fallback string) string {
 	return cmp.Or(e.get(name), fallback)
 }
 
 // list is the comma-separated members, without white space around them.
-func (e *env) list(name, fallback string) []string {
+func (e *fromEnv) list(name, fallback string) []string {
 	var members []string
 	for member := range strings.SplitSeq(e.text(name, fallback), ",") {
 		member = strings.TrimSpace(member)
@@ -111,7 +111,7 @@ func (e *env) list(name, fallback string) []string {
 	return members
 }
 
-func (e *env) duration(name string, fallback, least, most time.Duration) time.Duration {
+func (e *fromEnv) duration(name string, fallback, least, most time.Duration) time.Duration {
 	d, err := time.ParseDuration(e.text(name, fallback.String()))
 	if err != nil || d < least || d > most {
 		e.wrong(name, fmt.Sprintf("must be a duration like %s, from %s to %s", fallback, least, most))
@@ -119,7 +119,7 @@ func (e *env) duration(name string, fallback, least, most time.Duration) time.Du
 	return d
 }
 
-func (e *env) count(name string, fallback, most int64) int64 {
+func (e *fromEnv) count(name string, fallback, most int64) int64 {
 	n, err := strconv.ParseInt(e.text(name, strconv.FormatInt(fallback, 10)), 10, 64)
 	if err != nil || n < 1 || n > most {
 		e.wrong(name, fmt.Sprintf("must be a number from 1 to %d", most))
@@ -127,7 +127,7 @@ func (e *env) count(name string, fallback, most int64) int64 {
 	return n
 }
 
-func (e *env) level(name, fallback string) slog.Level {
+func (e *fromEnv) level(name, fallback string) slog.Level {
 	var level slog.Level
 	text := e.text(name, fallback)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, text) || level.UnmarshalText([]byte(text)) != nil {
@@ -136,7 +136,7 @@ func (e *env) level(name, fallback string) slog.Level {
 	return level
 }
 
-func (e *env) address(name, fallback string) string {
+func (e *fromEnv) address(name, fallback string) string {
 	addr := e.text(name, fallback)
 	_, port, err := net.SplitHostPort(addr)
 	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
@@ -147,7 +147,7 @@ func (e *env) address(name, fallback string) string {
 
 // authURL is the URL with the name of the session's parameter added to its
 // query, so that a session's URL is one concatenation.
-func (e *env) authURL(name string) string {
+func (e *fromEnv) authURL(name string) string {
 	text := e.get(name)
 	u, err := url.Parse(text)
 	switch {
@@ -167,7 +167,7 @@ func (e *env) authURL(name string) string {
 	return text + "?sess_id="
 }
 
-func (e *env) jwksURL(name string) *url.URL {
+func (e *fromEnv) jwksURL(name string) *url.URL {
 	text := e.get(name)
 	u, err := url.Parse(text)
 	switch {
@@ -187,7 +187,7 @@ func webScheme(u *url.URL) bool {
 	return u.Hostname() != "" && (u.Scheme == "https" || u.Scheme == "http" && loopback)
 }
 
-func (e *env) redis() redisOptions {
+func (e *fromEnv) redis() redisOptions {
 	var password string
 	if file := e.get("REDIS_PASSWORD_FILE"); file != "" {
 		data, err := os.ReadFile(file)

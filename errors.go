@@ -170,6 +170,10 @@ func guard(f handler, w http.ResponseWriter, r *http.Request, e *entry) (err err
 	return f(w, r, e)
 }
 
+// bodyGrace is how long a refusal waits for the rest of a body, so that its connection
+// can be kept: callers send headers and body at once, but not always in one packet.
+const bodyGrace = 100 * time.Millisecond
+
 // writeError answers with the six members of application/vnd.goa.error.
 func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) {
 	body := encodeJSON(struct {
@@ -180,16 +184,19 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 		Temporary bool   `json:"temporary"`
 		Timeout   bool   `json:"timeout"`
 	}{e.status == http.StatusInternalServerError, id, e.message, e.name, e.temporary, e.timeout})
-	// A refusal must not wait for a body that nobody wants: without this, net/http
-	// reads up to 256 KiB of it before it sends the answer. What is over our own
-	// limit is not read afterwards either.
-	_ = http.NewResponseController(w).EnableFullDuplex()
 	h := w.Header()
-	if r.ContentLength > maxBody {
-		h.Set("Connection", "close")
-	}
 	if e.header[0] != "" {
 		h.Set(e.header[0], e.header[1])
+	}
+	if r.ContentLength > maxBody { // more than we would read to keep the connection
+		h.Set("Connection", "close")
+	}
+	// A refusal must not wait for a body that nobody wants: net/http reads up to 256 KiB
+	// of it before it sends the answer. What is not there by then ends the connection.
+	// (EnableFullDuplex is no way out: after a broken body it takes what follows for the
+	// next request.)
+	if h.Get("Connection") == "" {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyGrace))
 	}
 	h.Set("Content-Type", "application/vnd.goa.error")
 	h.Set("Goa-Error", e.name)

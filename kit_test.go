@@ -404,11 +404,13 @@ func testPrefix(t testing.TB) string {
 
 // redisProcess is a redis-server that a test has started.
 type redisProcess struct {
-	addr string
-	port string
-	dir  string
-	args []string
-	cmd  *exec.Cmd
+	addr  string
+	port  string
+	tls   string // address with TLS, where there is one
+	dir   string
+	first []string // arguments before the port
+	args  []string // and after it
+	cmd   *exec.Cmd
 }
 
 // haveRedis tells whether there is a redis-server to test with. REQUIRE_REDIS=1 makes
@@ -466,7 +468,11 @@ func freePort() string {
 
 // start runs the server, again on the same port if it ran before, and waits until it answers.
 func (p *redisProcess) start() error {
-	args := append([]string{"--port", p.port, "--bind", "127.0.0.1", "--dir", p.dir, "--save", ""}, p.args...)
+	args := append(p.first[:len(p.first):len(p.first)], "--port", p.port, "--bind", "127.0.0.1", "--dir", p.dir)
+	if p.first == nil {
+		args = append(args, "--save", "")
+	}
+	args = append(args, p.args...)
 	var output bytes.Buffer
 	p.cmd = exec.Command("redis-server", args...)
 	p.cmd.Stdout, p.cmd.Stderr = &output, &output

@@ -15,7 +15,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -159,7 +158,6 @@ func newServer(cfg config, log *slog.Logger) *server {
 			clientClaims: cfg.clientClaims,
 			maxLifetime:  cfg.maxLifetime,
 			now:          time.Now,
-			verified:     map[[sha256.Size]byte]verifiedToken{},
 		},
 		store:       openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, log),
 		log:         log,

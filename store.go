@@ -29,7 +29,7 @@ const (
 	// enough together that a request is refused in 100 ms where nothing listens.
 	retries      = 5
 	leastBackoff = time.Millisecond
-	mostBackoff  = 16 * time.Millisecond
+	mostBackoff  = 8 * time.Millisecond
 
 	// Batches are few and small: the ordinary pool's connections serve them.
 	noPipelinePool = -1
@@ -134,7 +134,7 @@ func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.L
 
 func (s *store) close() error { return s.redis.Close() }
 
-// put writes value under key, to be dropped at expiresAt, a Unix second. nil means that
+// put writes value under key, to be dropped at expiresAt, a Unix second to come. nil means that
 // the primary has answered OK; after any other outcome the record may be there, and
 // if so dies at expiresAt. It ends within the store's timeout, with
 // context.DeadlineExceeded where Redis took longer. There is no caller's context:
@@ -172,10 +172,12 @@ func setRecord(ctx context.Context, c redis.Cmdable, key string, value []byte, e
 	return c.SetArgs(ctx, key, value, redis.SetArgs{ExpireAt: time.Unix(expiresAt, 0)})
 }
 
+var errNotOK = errors.New("redis answered something other than OK")
+
 // stored is nil where Redis's reply to setRecord is OK, the only one that counts.
 func stored(reply *redis.StatusCmd) error {
 	if reply.Err() == nil && reply.Val() != "OK" {
-		return errors.New("redis answered something other than OK")
+		return errNotOK
 	}
 	return reply.Err()
 }

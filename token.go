@@ -75,6 +75,9 @@ func (v *verifier) verify(token string) (identity, error) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.verified == nil {
+		v.verified = map[[sha256.Size]byte]verifiedToken{}
+	}
 	if len(v.verified) >= maxVerified && !found {
 		for other := range v.verified {
 			delete(v.verified, other)
@@ -142,9 +145,8 @@ func checkHeader(token string) (kid string, err error) {
 	}
 	if typ, given := header["typ"]; given { // RFC 9068, section 4; RFC 7515, section 4.1.9
 		text, _ := typ.(string)
-		switch strings.TrimPrefix(strings.ToLower(text), "application/") {
-		case "jwt", "at+jwt":
-		default:
+		fold := func(t string) bool { return strings.EqualFold(t, text) } // ToLower would make an i of U+0130
+		if !slices.ContainsFunc([]string{"JWT", "at+jwt", "application/JWT", "application/at+jwt"}, fold) {
 			return "", errors.New("typ is not of an access token")
 		}
 	}
