@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 	redis.SetLogger(&quietLogger{log: slog.New(slog.DiscardHandler)})
 	code := m.Run()
 	sharedRedis.stop()
+	_ = os.RemoveAll(builtBinary.dir)
 	os.Exit(code)
 }
 
