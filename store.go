@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +31,8 @@ const (
 	leastBackoff = time.Millisecond
 	mostBackoff  = 8 * time.Millisecond
 
+	mostPool = 100_000 // connections
+
 	// Batches are few and small: the ordinary pool's connections serve them.
 	noPipelinePool = -1
 )
@@ -44,40 +46,38 @@ type redisOptions struct {
 
 // parseRedisURL reads text in go-redis's format for the mode. password, where there is
 // one, replaces the URL's; roots, which need rediss, replace the system's. The error
-// does not quote the URL.
+// quotes nothing of the URL: go-redis's own may quote the end of a password.
 func parseRedisURL(mode, text, password string, roots *x509.CertPool) (o redisOptions, err error) {
-	if _, err := url.Parse(text); err != nil {
-		return o, errors.New("not a URL")
-	}
 	var secure *tls.Config
+	var poolSize int
 	switch mode {
 	case "sentinel":
-		if o.sentinel, err = redis.ParseFailoverURL(text); err != nil {
-			return o, err
+		if o.sentinel, err = redis.ParseFailoverURL(text); err == nil {
+			o.sentinel.Password = cmp.Or(password, o.sentinel.Password)
+			secure, poolSize = o.sentinel.TLSConfig, o.sentinel.PoolSize
+			if o.sentinel.MasterName == "" {
+				return o, errors.New("it needs master_name in its query")
+			}
+			if o.sentinel.ReplicaOnly || o.sentinel.RouteByLatency || o.sentinel.RouteRandomly {
+				return o, errors.New("sessions go to the primary, not where replica_only or route_ say")
+			}
 		}
-		if o.sentinel.MasterName == "" {
-			return o, errors.New("no master_name in its query")
-		}
-		if password != "" {
-			o.sentinel.Password = password
-		}
-		secure = o.sentinel.TLSConfig
 	case "cluster":
-		if o.cluster, err = redis.ParseClusterURL(text); err != nil {
-			return o, err
+		if o.cluster, err = redis.ParseClusterURL(text); err == nil {
+			o.cluster.Password = cmp.Or(password, o.cluster.Password)
+			secure, poolSize = o.cluster.TLSConfig, o.cluster.PoolSize
 		}
-		if password != "" {
-			o.cluster.Password = password
-		}
-		secure = o.cluster.TLSConfig
 	default:
-		if o.standalone, err = redis.ParseURL(text); err != nil {
-			return o, err
+		if o.standalone, err = redis.ParseURL(text); err == nil {
+			o.standalone.Password = cmp.Or(password, o.standalone.Password)
+			secure, poolSize = o.standalone.TLSConfig, o.standalone.PoolSize
 		}
-		if password != "" {
-			o.standalone.Password = password
-		}
-		secure = o.standalone.TLSConfig
+	}
+	if err != nil {
+		return o, errors.New("its scheme, host, path or query does not fit")
+	}
+	if poolSize < 0 || poolSize > mostPool {
+		return o, fmt.Errorf("pool_size must be at most %d", mostPool) // go-redis would panic
 	}
 	if roots != nil && secure == nil {
 		return o, errors.New("REDIS_CA_FILE needs rediss://")
