@@ -121,6 +121,7 @@ func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.L
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRedirects, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
 		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig = true, noPipelinePool, off
+		o.ClusterStateReloadInterval = recheckEvery // a dead primary names no successor
 		s.redis = redis.NewClusterClient(o)
 	default:
 		o := o.standalone
