@@ -156,6 +156,11 @@ func (s *store) put(key string, value []byte, expiresAt int64) error {
 	case err := <-w.done:
 		return err
 	case <-ctx.Done():
+	}
+	select { // an outcome that came in time counts
+	case err := <-w.done:
+		return err
+	default:
 		return ctx.Err()
 	}
 }

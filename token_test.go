@@ -169,7 +169,7 @@ func tokenOfLength(t testing.TB, n int) string {
 	k := ecKey()
 	for head := range 3 { // base64 has no length of 1 mod 4, so one part alone can't reach every length
 		header := k.header(`,"pad":"` + strings.Repeat("x", head) + `"`)
-		for pad := range n {
+		for pad := n / 2; ; pad++ {
 			claims := payload(`,"pad":"` + strings.Repeat("x", pad) + `"`)
 			length := base64.RawURLEncoding.EncodedLen(len(header)) + 1 + base64.RawURLEncoding.EncodedLen(len(claims)) + 1 + base64.RawURLEncoding.EncodedLen(64)
 			if length == n {
@@ -954,7 +954,7 @@ func FuzzToken(f *testing.F) {
 	f.Add(hs256(`{"alg":"HS256","kid":"ed"}`, ed.priv.Public().(ed25519.PublicKey)))
 	f.Add(b64(`{"alg":"none"}`) + "." + b64(claims) + ".")
 	f.Add(b64(`{"alg":"ES256","kid":"unknown"}`) + "." + b64(claims) + "." + b64(make([]byte, 64)))
-	for _, token := range []string{"", ".", "..", "a.b", "a.b.c.d", "\xff", " ", strings.Repeat(".", 8000), strings.Repeat("A", 9000)} {
+	for _, token := range []string{"", ".", "..", "a.b", "a.b.c.d", "\xff", " "} {
 		f.Add(token)
 	}
 	f.Fuzz(func(t *testing.T, token string) {
