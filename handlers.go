@@ -137,12 +137,13 @@ func (s *server) authenticate(r *http.Request) (identity, error) {
 
 // checkMediaType takes JSON, which is also what a body without a type is.
 func checkMediaType(h http.Header) error {
+	const json = "application/json"
 	media, _, _ := strings.Cut(strings.Join(h["Content-Type"], ","), ";")
-	if media = strings.ToLower(strings.TrimSpace(media)); media != "" && media != "application/json" {
+	media = strings.TrimSpace(media)
+	if media != "" && (len(media) != len(json) || !strings.EqualFold(media, json)) { // to EqualFold ſ, two bytes, is an s
 		return unsupportedMediaType("send Content-Type: application/json (curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}
-	encoding := strings.ToLower(strings.Join(h["Content-Encoding"], ","))
-	if encoding != "" && encoding != "identity" {
+	if encoding := strings.Join(h["Content-Encoding"], ","); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return unsupportedMediaType("send the body without Content-Encoding")
 	}
 	return nil
