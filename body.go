@@ -311,7 +311,7 @@ func decodeObject(data []byte) (map[string]any, error) {
 	return object, d.Decode(&object)
 }
 
-// encodeJSON is v as JSON with a newline, without the escapes meant for HTML.
+// encodeJSON is v as JSON, without the escapes meant for HTML.
 func encodeJSON(v any) []byte {
 	b := bytes.NewBuffer(make([]byte, 0, 512))
 	e := json.NewEncoder(b)
@@ -319,5 +319,5 @@ func encodeJSON(v any) []byte {
 	if err := e.Encode(v); err != nil {
 		panic(err) // only for what cannot be JSON: a bug
 	}
-	return b.Bytes()
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }

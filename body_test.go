@@ -163,7 +163,7 @@ func TestDecodeObject(t *testing.T) {
 	if err != nil {
 		t.Fatalf("decodeObject: %v", err)
 	}
-	if string(encodeJSON(got)) != `{"a":["x",{"y":null}],"n":1.0,"s":"a","t":true}`+"\n" {
+	if string(encodeJSON(got)) != `{"a":["x",{"y":null}],"n":1.0,"s":"a","t":true}` {
 		t.Errorf("decodeObject = %s", encodeJSON(got))
 	}
 	if _, ok := got["n"].(json.Number); !ok {

@@ -17,7 +17,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -153,7 +152,7 @@ func signToken(alg jose.SignatureAlgorithm, key crypto.Signer, kid string, claim
 	if err != nil {
 		return "", err
 	}
-	signed, err := signer.Sign([]byte(strings.TrimSpace(string(encodeJSON(claims)))))
+	signed, err := signer.Sign(encodeJSON(claims))
 	if err != nil {
 		return "", err
 	}

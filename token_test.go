@@ -122,7 +122,7 @@ func (k testKey) header(more string) string {
 
 // payload is goodClaims as JSON with more members.
 func payload(more string) string {
-	return strings.TrimSuffix(string(encodeJSON(goodClaims())), "}\n") + more + "}"
+	return strings.TrimSuffix(string(encodeJSON(goodClaims())), "}") + more + "}"
 }
 
 // raw is a token that k signed, with a header and a payload as they stand. k must be

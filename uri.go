@@ -171,7 +171,7 @@ func validIPv6(host string) bool {
 	inner, opened := strings.CutPrefix(host, "[")
 	inner, closed := strings.CutSuffix(inner, "]")
 	ip, err := netip.ParseAddr(inner)
-	return opened && closed && err == nil && ip.Is6() && ip.Zone() == "" && !strings.Contains(inner, "%")
+	return opened && closed && err == nil && ip.Is6() && ip.Zone() == ""
 }
 
 // validPort takes none, or a colon and 1 to 65535 without a leading zero.
