@@ -153,10 +153,10 @@ func (e *fromEnv) authURL(name string) string {
 	switch {
 	case text == "":
 		e.wrong(name, "is required: the absolute URL of the consent page")
-	case err != nil || u.Host == "" || !webScheme(u):
-		e.wrong(name, "must be an absolute https URL (http only for a loopback host)")
-	case u.User != nil || strings.Contains(text, "#"):
+	case err == nil && (u.User != nil || strings.Contains(text, "#")):
 		e.wrong(name, "must have neither userinfo nor a fragment")
+	case err != nil || !webScheme(u) || checkCharacters(text) != nil || u.Port() != "" && !validPort(":"+u.Port()):
+		e.wrong(name, "must be an absolute https URL (http only for a loopback host)")
 	case u.Query().Has("sess_id"):
 		e.wrong(name, "must not have sess_id in its query: it is added to each session's URL")
 	case u.RawQuery != "":

@@ -55,7 +55,7 @@ func TestConfigVariables(t *testing.T) {
 	}{
 		{"ADDR", []string{"", ":0", ":8080", "127.0.0.1:65535", "[::1]:80", "localhost:1"}, []string{"8080", "127.0.0.1", ":65536", ":http", "a:b:c"}, nil},
 		{"AUTH_URL", []string{"https://c.example", "https://c.example/a?b=c&d", "http://localhost/x", "http://127.0.0.2:1/x", "http://[::1]/"},
-			[]string{"", "c.example", "/start", "http://c.example/", "ftp://c.example/", "https://", "https:///x", "https://u:p@c.example/", "https://c.example/#f", "https://c.example/#", "https://c.example/?sess_id=1", "https://c.example/%zz"}, nil},
+			[]string{"", "c.example", "/start", "http://c.example/", "ftp://c.example/", "https://", "https:///x", "https://u:p@c.example/", "https://c.example/#f", "https://c.example/#", "https://c.example/?sess_id=1", "https://c.example/%zz", "https://c.example/a b", "https://c.example:65536/", "https://c.example/ä"}, nil},
 		{"REDIS_URL", []string{"redis://h", "redis://u:p@h:1/2", "rediss://h", "unix:///run/redis.sock", "redis://h?pool_size=5"}, []string{"", "h:6379", "http://h", "redis://h/x", "redis://u:s3cret@h:x", "redis://u:s3cret@h?nope=1", "redis://u:s3cret@%zz", "redis://u:x/s3cret@h", "redis://u:x?s3cret@h", "redis://h?pool_size=-1"}, nil},
 		{"REDIS_URL", []string{sentinels, "rediss://u:p@s1:26379?master_name=m"}, []string{"redis://s1:26379", "redis://s1?master_name=m&replica_only=true", "unix:///run/redis.sock?master_name=m"}, map[string]string{"REDIS_MODE": "sentinel"}},
 		{"REDIS_URL", []string{"redis://n1:6379?addr=n2:6379&addr=n3:6379"}, []string{"unix:///run/redis.sock", "redis://n1?addr=nope"}, map[string]string{"REDIS_MODE": "cluster"}},

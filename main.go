@@ -118,8 +118,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	running.Go(func() { s.store.watch(background) })
 	defer func() {
 		stop()
+		_ = s.store.close() // a check that waits for Redis ends
 		running.Wait()
-		_ = s.store.close()
 	}()
 
 	log.Info("listening", "addr", listener.Addr().String(), "version", versionText())
