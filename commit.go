@@ -133,9 +133,12 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 		case err == errNotOK && execErr != nil:
 			err = execErr // nothing was sent: go-redis leaves such replies as they were
 		}
-		if cluster, ok := s.redis.(*redis.ClusterClient); ok && err != nil && ctx.Err() == nil {
-			go func() { w.done <- redirect(cluster, w) }()
-			continue
+		if cluster, ok := s.redis.(*redis.ClusterClient); ok && err != nil {
+			cluster.ReloadState(ctx) // soon, and not too often: a dead primary names no successor
+			if ctx.Err() == nil {
+				go func() { w.done <- redirect(cluster, w) }()
+				continue
+			}
 		}
 		w.done <- err
 	}
