@@ -31,16 +31,15 @@ import (
 // table in Markdown.
 
 const (
-	faultTimeout = time.Second                         // STORE_TIMEOUT
-	faultAnswer  = faultTimeout + 200*time.Millisecond // the contract's limit for an answer
-	faultBack    = 1500 * time.Millisecond             // from healing to the first 200
-	faultDetect  = 1000 * time.Millisecond             // Sentinel's down-after
-	faultNode    = 2000 * time.Millisecond             // cluster-node-timeout
-	faultFail    = 3 * time.Second                     // from detection to the first 200
-	faultCallers = 8
-	faultRate    = 50 // requests a second, of all callers
-	faultAtOnce  = 4  // scenarios
-	faultLines   = 12 // of the Redis client and of its state, in one outage
+	faultTimeout  = time.Second                         // STORE_TIMEOUT
+	faultAnswer   = faultTimeout + 200*time.Millisecond // the contract's limit for an answer
+	faultBack     = 1500 * time.Millisecond             // from healing to the first 200
+	faultFailover = 3 * time.Second                     // from a replica's promotion to the first 200
+	faultDetect   = 1000 * time.Millisecond             // Sentinel's down-after
+	faultCallers  = 8
+	faultRate     = 50 // requests a second, of all callers
+	faultAtOnce   = 4  // scenarios
+	faultLines    = 12 // of the Redis client and of its state, in one outage
 
 	// What a healthy process may differ by from itself: a pool of connections to Redis,
 	// the runtime's idle threads, a heap that is collected late.
@@ -61,7 +60,7 @@ type faultScenario struct {
 	setUp   func(t *testing.T, f *faultRun)         // instead of one standalone redis-server
 	atStart bool                                    // the fault comes before the service
 	begin   func(t *testing.T, f *faultRun)         // returns once the fault is there
-	end     func(t *testing.T, f *faultRun)         // nil: Redis heals itself
+	end     func(t *testing.T, f *faultRun)         // returns once Redis is well again
 	after   func(t *testing.T, f *faultRun)         // once the service is back, under load
 	mode    func(client *net.TCPConn, reply []byte) // the fault is the proxy's
 	lasts   time.Duration                           // 0: a second
@@ -171,37 +170,26 @@ var faultScenarios = []faultScenario{
 	}, {
 		name: "clock ahead by over SESSION_TTL", env: map[string]string{"SESSION_TTL": "1m"}, during: "503", ready: "clock", mode: faultClock(3600),
 	}, {
-		name: "FLUSHALL", during: "200", begin: faultCommand("FLUSHALL"), end: faultNothing, forgets: true,
+		name: "FLUSHALL", during: "200", begin: faultCommand("FLUSHALL"), forgets: true,
 	}, {
 		name: "maxmemory-policy allkeys-lru", redis: []string{"--maxmemory-policy", "allkeys-lru"}, during: "200", evicts: true,
 	}, {
 		// Replication is asynchronous: what the primary had acknowledged and not yet sent
 		// to its replica when it died is lost. At this rate that is a request or two.
-		name: "Sentinel: primary killed", setUp: faultSentinel, during: "503 504", back: faultDetect + faultFail, mayLose: 5,
-		begin: faultKill, after: faultPromoted,
+		name: "Sentinel: primary killed", setUp: faultSentinel, during: "503 504", ready: "redis: ", mayLose: 5,
+		begin: faultKill, end: faultPromotion, back: faultFailover,
 	}, {
-		name: "Sentinel: primary stopped", setUp: faultSentinel, during: "503 504", back: faultDetect + faultFail,
-		begin: faultStop,
-		after: func(t *testing.T, f *faultRun) {
-			faultPromoted(t, f)
-			faultContinue(t, f)
-			faultInfo(t, f.primary, "replication", "role:slave") // Sentinel demotes it: none may be lost in between
-		},
+		name: "Sentinel: primary stopped", setUp: faultSentinel, during: "503 504", ready: "redis: ", lasts: 1500 * time.Millisecond,
+		begin: faultStop, end: faultPromotion, back: faultFailover, after: faultDemotion,
 	}, {
-		// A cluster takes its own time to elect another primary. Ours begins then.
-		name: "Cluster: primary killed", setUp: faultCluster, during: "503 504", ready: "redis: ", mayLose: 5,
-		struck: faultOn(0), begin: faultKill, end: faultElected,
+		name: "Cluster: primary killed", setUp: faultCluster, struck: faultOn(0), during: "503 504", ready: "redis: ", lasts: 2 * time.Second, mayLose: 5,
+		begin: faultKill, end: faultPromotion, back: faultFailover,
 	}, {
-		name: "Cluster: primary stopped", setUp: faultCluster, during: "503 504", ready: "redis: ",
-		struck: faultOn(0), begin: faultStop, end: faultElected,
-		after: func(t *testing.T, f *faultRun) {
-			faultContinue(t, f)
-			faultInfo(t, f.primary, "replication", "role:slave")
-		},
+		name: "Cluster: primary stopped", setUp: faultCluster, struck: faultOn(0), during: "503 504", ready: "redis: ", lasts: 2 * time.Second,
+		begin: faultStop, end: faultPromotion, back: faultFailover, after: faultDemotion,
 	}, {
-		name: "Cluster: primary stopped 3 s, no replica", setUp: faultCluster, during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
-		struck: faultOn(2), begin: func(t *testing.T, f *faultRun) { f.primary = f.servers[2]; faultStop(t, f) },
-		end: faultContinue,
+		name: "Cluster: primary stopped 3 s, no replica", setUp: faultCluster, struck: faultOn(2), during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
+		begin: func(t *testing.T, f *faultRun) { f.primary = f.servers[2]; faultStop(t, f) }, end: faultContinue,
 	},
 }
 
@@ -231,9 +219,9 @@ func TestFault(t *testing.T) {
 
 // faultRun is a scenario under way.
 type faultRun struct {
-	primary *redisProcess // that the fault strikes
-	replica *redisProcess // of a cluster's struck primary
-	servers []*redisProcess
+	primary *redisProcess         // that the fault strikes
+	replica *redisProcess         // that is to take over
+	servers []*redisProcess       // a cluster's primaries
 	admin   redis.UniversalClient // commands Redis, and looks what is in it
 	proxy   *faultProxy           // nil: none
 	env     map[string]string
@@ -275,13 +263,11 @@ func (sc faultScenario) run(t *testing.T, noise *faultNoise) string {
 	}
 
 	// Meanwhile.
-	if sc.end != nil || sc.begin == nil {
-		waitFor(t, 2*time.Second, "/readyz to say "+cmp.Or(sc.ready, "that it is well"), func() bool {
-			status, body := s.get("/readyz")
-			return sc.ready == "" && status == 200 || sc.ready != "" && status == 503 && strings.Contains(body, sc.ready)
-		})
-		time.Sleep(time.Until(began.Add(cmp.Or(sc.lasts, time.Second))))
-	}
+	waitFor(t, 2*time.Second, "/readyz to say "+cmp.Or(sc.ready, "that it is well"), func() bool {
+		status, body := s.get("/readyz")
+		return sc.ready == "" && status == 200 || sc.ready != "" && status == 503 && strings.Contains(body, sc.ready)
+	})
+	time.Sleep(time.Until(began.Add(cmp.Or(sc.lasts, time.Second))))
 	ended := time.Now()
 	if sc.end != nil {
 		sc.end(t, f)
@@ -290,11 +276,8 @@ func (sc faultScenario) run(t *testing.T, noise *faultNoise) string {
 
 	// Back.
 	first := load.await(t, limit+3*time.Second, "a 200 after healing", func(c *faultCall) bool {
-		return c.answer.status == 200 && c.end().After(healed) && struck(c) && (sc.end != nil || c.start.After(began))
+		return c.answer.status == 200 && c.end().After(healed) && struck(c)
 	})
-	if sc.end == nil {
-		ended = first.start // from then on it is as before
-	}
 	after := first.end().Sub(healed)
 	if after > limit+noise.within(healed, first.end()) {
 		t.Errorf("the first 200 came %s after healing, want at most %s", after, limit)
@@ -369,8 +352,11 @@ func (sc faultScenario) run(t *testing.T, noise *faultNoise) string {
 	}
 	slices.Sort(statuses)
 	row := []string{sc.name, strings.Join(statuses, ", "), faultMS(after), faultMS(slowest), fmt.Sprintf("%d / %d", len(sessions), lost)}
-	if strings.HasPrefix(sc.during, "200") && sc.struck == nil {
+	switch {
+	case sc.during == "200":
 		row[2] = "-"
+	case sc.back != 0:
+		row[2] += ", the promotion taking " + faultMS(healed.Sub(began))
 	}
 	t.Logf("meanwhile %s; first 200 %s after healing; answers at most after %s; acknowledged / lost %s", row[1], row[2], row[3], row[4])
 	return "| " + strings.Join(row, " | ") + " |\n"
@@ -420,8 +406,6 @@ func faultInt(s string) int64 {
 }
 
 // Faults.
-
-func faultNothing(*testing.T, *faultRun) {}
 
 func faultDo(t *testing.T, f *faultRun, args ...any) {
 	t.Helper()
@@ -474,7 +458,17 @@ func faultInfo(t *testing.T, p *redisProcess, section, want string) {
 	})
 }
 
-func faultElected(t *testing.T, f *faultRun) { faultInfo(t, f.replica, "replication", "role:master") }
+// faultPromotion waits until the replica is the primary: that is Redis's own doing.
+func faultPromotion(t *testing.T, f *faultRun) {
+	faultInfo(t, f.replica, "replication", "role:master")
+}
+
+// faultDemotion wakes what was the primary, and waits until it knows. What it would
+// acknowledge in between would be lost.
+func faultDemotion(t *testing.T, f *faultRun) {
+	faultContinue(t, f)
+	faultInfo(t, f.primary, "replication", "role:slave")
+}
 
 // Set-ups.
 
@@ -515,15 +509,10 @@ func (f *faultRun) useProxy(t *testing.T) {
 func faultSentinel(t *testing.T, f *faultRun) {
 	primary, replica, sentinel := startSentinel(t)
 	must(t, sentinel.client(t).Do(t.Context(), "SENTINEL", "SET", "mymaster", "down-after-milliseconds", faultDetect.Milliseconds()).Err())
-	f.primary, f.servers = primary, []*redisProcess{primary, replica}
+	f.primary, f.replica = primary, replica
 	f.env["REDIS_MODE"] = "sentinel"
 	f.env["REDIS_URL"] = "redis://" + sentinel.addr + "?master_name=mymaster"
 	f.admin = faultAdmin(t, &redis.Options{Addr: replica.addr})
-}
-
-// faultPromoted waits until the replica is the primary.
-func faultPromoted(t *testing.T, f *faultRun) {
-	faultInfo(t, f.servers[1], "replication", "role:master")
 }
 
 // faultCluster is three primaries, the first with a replica. What one of them lacks does
@@ -532,12 +521,12 @@ func faultCluster(t *testing.T, f *faultRun) {
 	f.servers = startCluster(t)
 	f.primary = f.servers[0]
 	bus := freePort()
-	replica := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", fmt.Sprint(faultNode.Milliseconds()))
-	must(t, f.primary.client(t).Do(t.Context(), "CLUSTER", "MEET", "127.0.0.1", replica.port, bus).Err())
+	f.replica = startRedis(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000")
+	must(t, f.primary.client(t).Do(t.Context(), "CLUSTER", "MEET", "127.0.0.1", f.replica.port, bus).Err())
 	id := f.primary.client(t).ClusterMyID(t.Context()).Val()
-	c := replica.client(t)
+	c := f.replica.client(t)
 	waitFor(t, 10*time.Second, "the replica to know its primary", func() bool { return c.ClusterReplicate(t.Context(), id).Err() == nil })
-	faultInfo(t, replica, "replication", "master_link_status:up")
+	faultInfo(t, f.replica, "replication", "master_link_status:up")
 	var addrs []string
 	for _, p := range f.servers {
 		addrs = append(addrs, p.addr)
@@ -545,7 +534,6 @@ func faultCluster(t *testing.T, f *faultRun) {
 			return strings.Contains(p.client(t).ClusterNodes(t.Context()).Val(), "slave "+id)
 		})
 	}
-	f.replica = replica
 	f.env["REDIS_MODE"] = "cluster"
 	f.env["REDIS_URL"] = "redis://" + addrs[0] + "?addr=" + addrs[1] + "&addr=" + addrs[2]
 	admin := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs[1:]})
