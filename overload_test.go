@@ -255,7 +255,7 @@ func TestOverload(t *testing.T) {
 		hangUp      bool          // without waiting for an answer
 	}{
 		{name: "2000 wait for a stopped Redis", callers: 2000, maxInFlight: 2048, spread: 800 * time.Millisecond},
-		{name: "5000 with MAX_IN_FLIGHT=512 and a stopped Redis", callers: 5000, maxInFlight: 512, spread: 4 * time.Second},
+		{name: "5000 with MAX_IN_FLIGHT=512 and a stopped Redis", callers: 5000, maxInFlight: 512, spread: 3 * time.Second},
 		{name: "2000 hang up on a stopped Redis", callers: 2000, maxInFlight: 2048, hangUp: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
