@@ -403,7 +403,7 @@ func TestProcessDev(t *testing.T) {
 	}
 }
 
-// The figures of the README's first lines, with room for a slow machine.
+// The README's figures of start and size, with room for a slow machine.
 func TestProcessIsSmall(t *testing.T) {
 	began := time.Now()
 	s := startService(t, serviceEnv(t, testRedisAddr(t)))

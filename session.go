@@ -20,7 +20,7 @@ type sessionRequest struct {
 	cancelURI     string
 }
 
-// The session record's JSON value in Redis, for the consent page to read.
+// session is the record in Redis, as JSON, for the consent page to read.
 type session struct {
 	Version       int    `json:"v"`
 	ID            string `json:"id"` // public name: a ULID in lower case

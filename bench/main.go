@@ -2,7 +2,7 @@
 // on this machine, and writes bench/results.md and bench/chart.svg. From the root of the
 // repository, with redis-server and wrk (Debian's packages) on the PATH:
 //
-//	go run ./bench          all of it, some 8 minutes
+//	go run ./bench          all of it, some 6 minutes
 //	go run ./bench -short   one round of a second each, to see that it works
 //
 // The two take turns within each round, since the machine's speed drifts; the figures
