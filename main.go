@@ -98,7 +98,9 @@ func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger)
 // serve runs the service until ctx ends, and then until the requests in flight have
 // their answers. listening is called once the address is open.
 func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net.Addr) error) error {
-	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel}))
+	lines := newLineWriter(stderr)
+	defer lines.flush()
+	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.logLevel}))
 	redis.SetLogger(&quietLogger{log: log})
 	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
