@@ -85,10 +85,10 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		if !validRequestID(e.requestID) {
 			e.requestID = rand.Text()
 		}
-		h := w.Header()
-		h["X-Request-Id"] = []string{e.requestID}
-		h["Cache-Control"] = []string{"no-store"}
-		h["X-Content-Type-Options"] = []string{"nosniff"}
+		h, values := w.Header(), [...]string{e.requestID, "no-store", "nosniff"}
+		h["X-Request-Id"] = values[0:1:1]
+		h["Cache-Control"] = values[1:2:2]
+		h["X-Content-Type-Options"] = values[2:3:3]
 		err := guard(f, w, r, &e)
 		if err == nil {
 			s.logRequest(r, &e, http.StatusOK)
@@ -129,24 +129,31 @@ func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.
 	if status >= http.StatusInternalServerError {
 		level = slog.LevelError
 	}
+	log := s.log.Handler() // as Logger does, without looking for the line of source
+	if !log.Enabled(r.Context(), level) {
+		return
+	}
+	now := time.Now()
 	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
-	attrs := append(make([]slog.Attr, 0, 12),
+	line := slog.NewRecord(now, level, "request", 0)
+	line.AddAttrs(
 		slog.String("request_id", e.requestID),
 		slog.String("method", r.Method),
 		slog.String("route", e.route),
 		slog.Int("status", status),
-		slog.Float64("duration_ms", float64(time.Since(e.start).Microseconds())/1000),
+		slog.Int64("duration_us", now.Sub(e.start).Microseconds()),
 		slog.String("remote_ip", remote))
 	if e.clientID != "" {
-		attrs = append(attrs, slog.String("client_id", e.clientID))
+		line.AddAttrs(slog.String("client_id", e.clientID))
 	}
 	if e.session != "" {
-		attrs = append(attrs, slog.String("session", e.session))
+		line.AddAttrs(slog.String("session", e.session))
 	}
 	if e.unknown != nil {
-		attrs = append(attrs, slog.Any("unknown_members", e.unknown))
+		line.AddAttrs(slog.Any("unknown_members", e.unknown))
 	}
-	s.log.LogAttrs(r.Context(), level, "request", append(attrs, more...)...)
+	line.AddAttrs(more...)
+	_ = log.Handle(r.Context(), line)
 }
 
 // panicError is a handler's panic, with where it was.

@@ -1087,7 +1087,7 @@ func TestRequestLog(t *testing.T) {
 		return http.Header{"Authorization": {"Bearer " + token}, "X-Forwarded-For": {"203.0.113.7"}, "True-Client-Ip": {"203.0.113.7"},
 			"X-Real-Ip": {"203.0.113.7"}, "Forwarded": {"for=203.0.113.7"}, "Cookie": {"SECRET-cookie"}, "User-Agent": {"SECRET-agent"}}
 	}
-	always := []string{"time", "level", "msg", "request_id", "method", "route", "remote_ip", "status", "duration_ms"}
+	always := []string{"time", "level", "msg", "request_id", "method", "route", "remote_ip", "status", "duration_us"}
 	failed := append(slices.Clone(always), "error", "error_id", "cause")
 	tests := []struct {
 		name, path, token, body string
@@ -1113,8 +1113,8 @@ func TestRequestLog(t *testing.T) {
 					t.Errorf("%s = %v, want %v", name, line[name], want)
 				}
 			}
-			if ms, ok := line["duration_ms"].(float64); !ok || ms < 0 || ms > 10_000 {
-				t.Errorf("duration_ms = %v", line["duration_ms"])
+			if us, ok := line["duration_us"].(float64); !ok || us < 0 || us > 10_000_000 {
+				t.Errorf("duration_us = %v", line["duration_us"])
 			}
 			if test.status == 200 {
 				var s sessionAnswer

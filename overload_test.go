@@ -151,10 +151,10 @@ func (s *faultService) own(t *testing.T) map[int][]time.Duration {
 		var line struct {
 			Route    string
 			Status   int
-			Duration float64 `json:"duration_ms"`
+			Duration int64 `json:"duration_us"`
 		}
 		if err := json.Unmarshal([]byte(text), &line); err == nil && line.Route == "/auth/session" {
-			own[line.Status] = append(own[line.Status], time.Duration(line.Duration*float64(time.Millisecond)))
+			own[line.Status] = append(own[line.Status], time.Duration(line.Duration)*time.Microsecond)
 		}
 	}
 	return own
