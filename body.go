@@ -311,6 +311,18 @@ func decodeObject(data []byte) (map[string]any, error) {
 	return object, d.Decode(&object)
 }
 
+// appendString appends text as a JSON string.
+func appendString(b []byte, text string) []byte {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return append(b, encodeJSON(text)...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, text...)
+	return append(b, '"')
+}
+
 // encodeJSON is v as JSON, without the escapes meant for HTML.
 func encodeJSON(v any) []byte {
 	b := bytes.NewBuffer(make([]byte, 0, 512))

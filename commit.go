@@ -29,6 +29,7 @@ type write struct {
 	key       string
 	value     []byte
 	expiresAt int64 // Unix seconds
+	begun     time.Time
 	deadline  time.Time
 	done      chan error // has room for the outcome: the caller may have left
 }
@@ -57,7 +58,7 @@ func (s *store) send(node *redis.Client, w *write) error {
 	}
 	l.waiting = append(l.waiting, w)
 	alone := l.batches == 0
-	begin := alone || l.batches < maxBatches && (len(l.waiting) >= batchSize || time.Since(l.begun) > batchLater)
+	begin := alone || l.batches < maxBatches && (len(l.waiting) >= batchSize || w.begun.Sub(l.begun) > batchLater)
 	if begin {
 		l.batches++
 		l.begun = time.Now()
@@ -113,7 +114,8 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 	replies := make([]*redis.StatusCmd, len(batch))
 	for i, w := range batch {
 		if sent.Before(w.deadline) { // its caller still waits
-			replies[i] = setRecord(context.Background(), pipe, w.key, w.value, w.expiresAt)
+			replies[i] = setRecord(context.Background(), w.key, w.value, w.expiresAt)
+			_ = pipe.Process(context.Background(), replies[i])
 			last = w.deadline
 		}
 	}
@@ -149,7 +151,9 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 func redirect(cluster *redis.ClusterClient, w *write) error {
 	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
 	defer cancel()
-	if err := stored(setRecord(ctx, cluster, w.key, w.value, w.expiresAt)); err != nil {
+	set := setRecord(ctx, w.key, w.value, w.expiresAt)
+	_ = cluster.Process(ctx, set)
+	if err := stored(set); err != nil {
 		return err
 	}
 	node, err := cluster.MasterForKey(ctx, w.key)

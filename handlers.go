@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -93,17 +94,17 @@ func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *entry)
 	}
 	record, secret := newSession(request, who.client, s.now(), s.sessionTTL)
 	e.session = record.ID
-	if err := s.store.put(sessionKey(s.keyPrefix, secret), encodeJSON(record), record.ExpiresAt); timedOut(err) {
+	if err := s.store.put(sessionKey(s.keyPrefix, secret), record.encode(), record.ExpiresAt); timedOut(err) {
 		return storeTimedOut(err)
 	} else if err != nil {
 		return unavailable("the session store is not available", err)
 	}
-	answer := encodeJSON(struct {
-		AuthURL   string `json:"auth_url"`
-		ExpiresAt int64  `json:"expires_at"`
-		ID        string `json:"id"`
-		SessionID string `json:"session_id"`
-	}{s.authURL + secret, record.ExpiresAt, record.ID, secret})
+	answer := make([]byte, 0, 256)
+	answer = appendString(append(answer, `{"auth_url":`...), s.authURL+secret)
+	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), record.ExpiresAt, 10)
+	answer = appendString(append(answer, `,"id":`...), record.ID)
+	answer = appendString(append(answer, `,"session_id":`...), secret)
+	answer = append(answer, '}')
 	w.Header()["Content-Type"] = []string{"application/json"}
 	_, _ = w.Write(answer) // a caller that has gone: nobody holds the id
 	return nil

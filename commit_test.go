@@ -1,0 +1,82 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// In one batch each write has its own outcome: one that Redis refuses fails alone, and one whose
+// caller has left is not sent.
+func TestBatch(t *testing.T) {
+	needRedis(t)
+	p := startRedis(t)
+	c := p.client(t)
+	must(t, c.Do(t.Context(), "ACL", "SETUSER", "default", "resetkeys", "~p:good*").Err())
+	s := openTestStore(t, "standalone", "redis://"+p.addr, "p:", time.Second)
+	soon, deadline := time.Now().Add(time.Hour).Unix(), time.Now().Add(time.Second)
+	var batch []*write
+	for i, key := range []string{"p:good1", "p:bad", "p:good2", "p:good-late", "p:good3"} {
+		w := &write{key: key, value: []byte("x"), expiresAt: soon, deadline: deadline, done: make(chan error, 1)}
+		if i == 3 {
+			w.deadline = time.Now()
+		}
+		batch = append(batch, w)
+	}
+	node, err := s.nodeFor(batch[0])
+	must(t, err)
+	s.writeBatch(node, batch)
+	for _, w := range batch {
+		var outcome error
+		select {
+		case outcome = <-w.done:
+		default:
+			outcome = errors.New("none")
+		}
+		good := w.key == "p:good1" || w.key == "p:good2" || w.key == "p:good3"
+		if good != (outcome == nil) {
+			t.Errorf("outcome of %s = %v", w.key, outcome)
+		}
+	}
+	if n, err := c.Exists(t.Context(), "p:good1", "p:good2", "p:good3").Result(); err != nil || n != 3 {
+		t.Errorf("%d of 3 good records are there, %v", n, err)
+	}
+	if n, err := c.Exists(t.Context(), "p:good-late").Result(); err != nil || n != 0 {
+		t.Errorf("the record of a caller that left is there, %v", err)
+	}
+}
+
+// A queue that is full refuses at once, and no caller waits beyond its deadline.
+func TestQueueFull(t *testing.T) {
+	needRedis(t)
+	p := startRedis(t)
+	s := openTestStore(t, "standalone", "redis://"+p.addr, "p:", 2*time.Second)
+	soon := time.Now().Add(time.Hour).Unix()
+	must(t, s.put("p:first", []byte("x"), soon))
+	must(t, p.cmd.Process.Signal(syscall.SIGSTOP))
+	t.Cleanup(func() { _ = p.cmd.Process.Signal(syscall.SIGCONT) })
+	const more = 500
+	var all sync.WaitGroup
+	var refused atomic.Int64
+	for i := range maxWaiting + maxBatches*batchSize + more {
+		all.Go(func() {
+			start := time.Now()
+			err := s.put(fmt.Sprintf("p:%d", i), []byte("x"), soon)
+			took := time.Since(start)
+			switch {
+			case err == errBusy && took < time.Second:
+				refused.Add(1)
+			case err == nil, err == errBusy, took > 3*time.Second:
+				t.Errorf("put = %v after %s", err, took)
+			}
+		})
+	}
+	all.Wait()
+	if n := refused.Load(); n < more {
+		t.Errorf("%d refused at once, want %d or more", n, more)
+	}
+}
