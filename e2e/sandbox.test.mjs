@@ -1,0 +1,345 @@
+// The sandbox consent page of -dev in a real browser: the built binary, Debian's Chromium,
+// and a partner's site that the flow comes from and goes back to.
+
+import assert from 'node:assert/strict'
+import { execFileSync, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { createServer } from 'node:http'
+import { createRequire } from 'node:module'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, test } from 'node:test'
+import { chromium } from 'playwright-core'
+
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
+const folder = mkdtempSync(join(tmpdir(), 'authsession-e2e-'))
+const limit = 15_000 // ms, for what takes a fraction of it
+
+let service, browser, partner // processes, and the partner's site
+let api, token, redis, sandbox // what -dev prints
+let site // the partner's origin; another site than the sandbox's to a browser
+
+before(async () => {
+  execFileSync('go', ['build', '-o', join(folder, 'authsession'), '.'], { cwd: new URL('..', import.meta.url), stdio: 'inherit' })
+  service = spawn(join(folder, 'authsession'), ['-dev'], { env: { PATH: process.env.PATH, TMPDIR: folder, ADDR: '127.0.0.1:0' }, stdio: ['ignore', 'pipe', 'ignore'] })
+  let printed = ''
+  await new Promise((resolve, reject) => {
+    service.on('error', reject)
+    service.on('exit', code => reject(new Error(`authsession -dev exits with ${code}: ${printed}`)))
+    service.stdout.on('data', data => {
+      printed += data
+      if (printed.includes('cancel_uri')) resolve()
+    })
+  })
+  const find = pattern => printed.match(pattern)[1]
+  api = find(/only: (http:\S+)/)
+  redis = find(/Redis: (\S+)/)
+  sandbox = find(/a sandbox, (http:\S+)\//)
+  token = find(/Bearer ([^']+)/)
+  const end = Date.now() + limit
+  while (!(await fetch(api + '/readyz')).ok) assert(Date.now() < end, 'the service does not get ready')
+
+  partner = createServer(answerForPartner)
+  await new Promise(resolve => partner.listen(0, 'localhost', resolve))
+  site = `http://localhost:${partner.address().port}`
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', timeout: 60_000 })
+})
+
+after(async () => {
+  await browser?.close()
+  partner?.closeAllConnections()
+  partner?.close()
+  service?.removeAllListeners('exit').kill()
+  rmSync(folder, { recursive: true })
+})
+
+// What the partner's site was asked for, one entry a request.
+const visits = []
+
+function answerForPartner(request, response) {
+  visits.push({ url: request.url, referer: request.headers.referer })
+  if (request.url.startsWith('/hop')) { // a partner that sends the browser on
+    response.writeHead(302, { Location: 'https://acme.invalid/' + request.url.slice('/hop'.length) }).end()
+    return
+  }
+  response.setHeader('Content-Type', 'text/html')
+  response.end(request.url.startsWith('/embed') ? embed : '<!doctype html><title>Partner</title><h1>Back at the partner</h1>')
+}
+
+// embed does what the reference platform's browser SDK does with an authServer and a session_id.
+const embed = `<!doctype html><title>Partner</title><iframe title="Consent" width="500" height="700"></iframe><script>
+  const { authServer, id } = JSON.parse(decodeURIComponent(location.hash.slice(1)))
+  const source = authServer + '?sess_id=' + encodeURIComponent(id)
+  window.messages = []
+  addEventListener('message', event => messages.push({ trusted: event.origin === new URL(source).origin, data: event.data }))
+  document.querySelector('iframe').src = source
+</script>`
+
+// session makes a session as the partner's backend does.
+async function session(members = {}) {
+  const response = await fetch(api + '/auth/session', {
+    method: 'POST',
+    headers: { Authorization: 'Bearer ' + token, 'Content-Type': 'application/json' },
+    body: JSON.stringify({ end_user_id: 'eu_2yRHN2ag2y4p8kCtm5DOeccZEXB', ...members }),
+  })
+  assert.equal(response.status, 200)
+  return response.json()
+}
+
+// forget removes a session's record, as its expiry does.
+async function forget({ session_id }) {
+  const [host, port] = redis.split(':')
+  const key = 'auth_session:' + createHash('sha256').update(session_id).digest('hex')
+  const socket = connect(port, host, () => socket.end(`*2\r\n$3\r\nDEL\r\n$${key.length}\r\n${key}\r\n`))
+  let reply = ''
+  for await (const data of socket) reply += data
+  assert.equal(reply, ':1\r\n')
+}
+
+// tab opens a window of its own, and fails the test on a script's error or what the page's policy blocks.
+async function tab(t, options = {}) {
+  const context = await browser.newContext(options)
+  context.setDefaultTimeout(limit)
+  const wrong = []
+  context.on('weberror', error => wrong.push(String(error.error())))
+  context.on('console', message => {
+    if (/Content.Security.Policy|Refused|violates/i.test(message.text())) wrong.push(message.text())
+  })
+  t.after(async () => {
+    await context.close()
+    assert.deepEqual(wrong, [])
+  })
+  return context.newPage()
+}
+
+const approve = page => page.getByRole('button', { name: 'Approve' })
+const cancel = page => page.getByRole('button', { name: 'Cancel' })
+const gone = page => page.getByRole('heading', { name: 'This link does not work' })
+
+const failure = { error: 'access_denied', error_type: 'CONSENT_ENDUSER_DENIED' }
+
+test('the page says who asks, for whom, where and how long', async t => {
+  const page = await tab(t)
+  const made = await session({ institution_id: '10' })
+  assert.equal((await page.goto(made.auth_url)).status(), 200)
+  await page.getByText('Sandbox.').waitFor()
+  assert.deepEqual(await page.getByRole('definition').allTextContents(), ['dev', 'eu_2yRHN2ag2y4p8kCtm5DOeccZEXB', '10'])
+  const timer = page.getByRole('timer')
+  assert.match(await timer.textContent(), /^(30 min 0|29 min 5\d) s$/)
+  const first = await timer.textContent()
+  await page.waitForFunction(text => document.getElementById('left').textContent !== text, first)
+  assert.equal((await page.reload()).status(), 200)
+})
+
+test('approve', async t => {
+  const page = await tab(t)
+  const made = await session({ redirect_uri: site + '/success?x=%41&y=a+b&z', cancel_uri: site + '/cancel' })
+  await page.goto(made.auth_url)
+  await approve(page).click()
+  await page.getByRole('heading', { name: 'Back at the partner' }).waitFor()
+  const { url, referer } = visits.findLast(visit => visit.url.startsWith('/success'))
+  assert.match(url, /^\/success\?x=%41&y=a\+b&z&consent_id=[A-Z2-7]{26}$/)
+  assert.equal(referer, undefined)
+  assert.equal((await page.goto(made.auth_url)).status(), 404)
+  await gone(page).waitFor()
+})
+
+test('cancel, by keyboard', async t => {
+  const page = await tab(t)
+  const made = await session({ redirect_uri: site + '/success', cancel_uri: site + '/cancel?x=%41' })
+  await page.goto(made.auth_url)
+  await page.keyboard.press('Tab')
+  assert(await approve(page).evaluate(button => button.matches(':focus-visible')))
+  await page.keyboard.press('Tab')
+  await page.keyboard.press('Enter')
+  await page.waitForURL(site + '/cancel?**')
+  assert(page.url().startsWith(site + '/cancel?x=%41&'))
+  const { x, error_id, error_description, error_uri, ...rest } = Object.fromEntries(new URL(page.url()).searchParams)
+  assert.deepEqual(rest, failure)
+  assert(error_id && error_description && URL.canParse(error_uri))
+})
+
+test('without JavaScript', async t => {
+  const page = await tab(t, { javaScriptEnabled: false })
+  const made = await session({ redirect_uri: site + '/plain', cancel_uri: site + '/cancel' })
+  await page.goto(made.auth_url)
+  assert.match(await page.getByRole('timer').textContent(), /min/)
+  await approve(page).click()
+  await page.waitForURL(site + '/plain?consent_id=*')
+})
+
+test('without URIs the page shows the outcome', async t => {
+  const page = await tab(t)
+  for (const [button, heading] of [[approve, 'Approved'], [cancel, 'Cancelled']]) {
+    await page.goto((await session()).auth_url)
+    await button(page).click()
+    await page.getByRole('heading', { name: heading }).waitFor()
+    assert.equal(page.url(), sandbox + '/') // the secret has left the address bar
+  }
+})
+
+test('two tabs', async t => {
+  const [first, second] = [await tab(t), await tab(t)]
+  const made = await session({ redirect_uri: site + '/twice' })
+  await first.goto(made.auth_url)
+  await second.goto(made.auth_url)
+  await approve(first).click()
+  await first.waitForURL(site + '/twice?consent_id=*')
+  const answer = second.waitForResponse(response => response.request().method() === 'POST')
+  await approve(second).click()
+  assert.equal((await answer).status(), 410)
+  await gone(second).waitFor()
+  assert.equal(visits.filter(visit => visit.url.startsWith('/twice')).length, 1)
+})
+
+test('expired while the page is open', async t => {
+  const page = await tab(t)
+  await page.clock.install()
+  const made = await session()
+  await page.goto(made.auth_url)
+  await approve(page).waitFor()
+  await forget(made)
+  const answer = page.waitForResponse(made.auth_url)
+  await page.clock.fastForward('31:00') // the countdown ends, and the page asks the server
+  assert.equal((await answer).status(), 404)
+  await gone(page).waitFor()
+})
+
+test('expired when the form is sent', async t => {
+  const page = await tab(t)
+  const made = await session({ redirect_uri: site + '/late' })
+  await page.goto(made.auth_url)
+  await forget(made)
+  await approve(page).click()
+  await gone(page).waitFor()
+  assert(!visits.some(visit => visit.url.startsWith('/late')))
+})
+
+test('unknown', async t => {
+  const page = await tab(t)
+  for (const path of ['/', '/?sess_id=', '/?sess_id=nobody']) {
+    assert.equal((await page.goto(sandbox + path)).status(), 404)
+    await gone(page).waitFor()
+    assert.equal(await page.getByRole('button').count(), 0)
+  }
+})
+
+test("an app's private-use scheme", async t => {
+  for (const uri of ['com.example.app:/done', 'com.example.app://done?a=b']) {
+    const page = await tab(t)
+    const seen = await requested(page)
+    await page.goto((await session({ redirect_uri: uri })).auth_url)
+    await approve(page).click()
+    const url = await seen(url => url.startsWith('com.example.app:'))
+    assert.match(url.slice(uri.length), /^[?&]consent_id=[A-Z2-7]{26}$/)
+    assert(url.startsWith(uri))
+  }
+})
+
+test('a partner that redirects on', async t => {
+  const page = await tab(t)
+  const seen = await requested(page)
+  await page.goto((await session({ redirect_uri: site + '/hop' })).auth_url)
+  await approve(page).click()
+  assert.match(await seen(url => url.startsWith('https://acme.invalid/')), /\?consent_id=/)
+})
+
+// requested resolves to the first URL the browser goes to, redirects included, that fits.
+async function requested(page) {
+  const devtools = await page.context().newCDPSession(page)
+  await devtools.send('Network.enable')
+  const urls = []
+  let check = () => {}
+  devtools.on('Network.requestWillBeSent', ({ request }) => check(urls.push(request.url)))
+  return fits => new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error('the browser only went to ' + urls)), limit)
+    check = () => {
+      const url = urls.find(fits)
+      if (url) resolve(url, clearTimeout(timer))
+    }
+    check()
+  })
+}
+
+// framed opens the partner's page that embeds a session's consent page.
+async function framed(t, id) {
+  const page = await tab(t)
+  await page.goto(site + '/embed#' + encodeURIComponent(JSON.stringify({ authServer: sandbox, id })))
+  const message = async () => {
+    await page.waitForFunction(() => window.messages.length > 0)
+    return page.evaluate(() => window.messages)
+  }
+  return { page, frame: page.frameLocator('iframe'), message }
+}
+
+test('framed: approve', async t => {
+  for (const members of [{}, { redirect_uri: site + '/success?x=%41' }]) {
+    const made = await session(members)
+    const { page, frame, message } = await framed(t, made.session_id)
+    await approve(frame).click()
+    const [{ trusted, data }, ...more] = await message()
+    const redirectURL = members.redirect_uri ? members.redirect_uri + '&consent_id=' + data.consentID : ''
+    assert.deepEqual([trusted, data, more], [true, { isCompleted: true, consentID: data.consentID, redirectURL }, []])
+    assert.match(data.consentID, /^[A-Z2-7]{26}$/)
+    await frame.getByRole('heading', { name: 'Approved' }).waitFor() // the frame stays
+    assert.equal(page.url().split('#')[0], site + '/embed')
+  }
+})
+
+test('framed: cancel', async t => {
+  const made = await session({ redirect_uri: 'https://acme.invalid/', cancel_uri: site + '/cancel' })
+  const { frame, message } = await framed(t, made.session_id)
+  await cancel(frame).click()
+  const [{ trusted, data: { errorID, errorDescription, errorURI, ...rest } }] = await message()
+  assert.deepEqual([trusted, rest], [true, { isCompleted: false, error: failure.error, errorType: failure.error_type }])
+  assert(errorID && errorDescription && URL.canParse(errorURI))
+})
+
+test('framed: no such session', async t => {
+  const { frame, message } = await framed(t, 'nobody')
+  const [{ trusted, data: { errorID, errorDescription, errorURI, ...rest } }] = await message()
+  assert.deepEqual([trusted, rest], [true, { isCompleted: false, error: 'invalid_request', errorType: 'LINK_INVALID_SESSION' }])
+  assert(errorID && errorDescription && URL.canParse(errorURI))
+  await gone(frame).waitFor()
+})
+
+test('framed by another than the redirect_uri names', async t => {
+  const made = await session({ redirect_uri: 'https://acme.invalid/success' })
+  const { page, frame, message } = await framed(t, made.session_id)
+  await approve(frame).click()
+  const outcome = frame.getByRole('heading', { name: 'Approved' })
+  await outcome.waitFor()
+  // Messages keep their order: had one been sent, it would be there before this.
+  await outcome.evaluate(() => window.parent.postMessage('later', '*'))
+  assert.deepEqual(await message(), [{ trusted: true, data: 'later' }])
+})
+
+test('looks', async t => {
+  const shots = process.env.SCREENSHOTS ?? folder
+  mkdirSync(shots, { recursive: true })
+  const wide = { width: 720, height: 620 }
+  for (const [name, options] of Object.entries({
+    light: { viewport: wide, colorScheme: 'light' },
+    dark: { viewport: wide, colorScheme: 'dark' },
+    phone: { viewport: { width: 360, height: 720 }, colorScheme: 'light', isMobile: true, hasTouch: true },
+    small: { viewport: { width: 280, height: 500 }, colorScheme: 'dark' },
+  })) {
+    const page = await tab(t, options)
+    const made = await session({ institution_id: '10', ...(name === 'small' && { end_user_id: 'u'.repeat(128), institution_id: 'i'.repeat(64) }) })
+    await page.goto(made.auth_url)
+    const png = await page.screenshot({ path: join(shots, name + '.png') })
+    assert(png.length > 5_000 && png.length < 150_000, `${name}.png has ${png.length} bytes`)
+    await page.evaluate(axe)
+    for (const open of [true, false]) { // the question, and then its outcome
+      const { violations } = await page.evaluate(() => window.axe.run())
+      assert.deepEqual(violations.map(({ id, nodes }) => [name, id, nodes.map(node => node.html)]), [])
+      assert(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${name} scrolls sideways`)
+      if (!open) break
+      await approve(page).click()
+      await page.getByRole('heading', { name: 'Approved' }).waitFor()
+      await page.evaluate(axe)
+    }
+  }
+})
