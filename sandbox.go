@@ -68,7 +68,7 @@ func (b *sandbox) show(r *http.Request) view {
 	if err != nil {
 		return b.failed(err, http.StatusNotFound)
 	}
-	return view{status: http.StatusOK, title: "Share your data?", text: s.ClientID + " asks to read your data.", asked: s, secret: secret}
+	return view{status: http.StatusOK, title: "Share your data?", text: "An app asks to read your data.", asked: s, secret: secret}
 }
 
 // decide is the form's POST. GETDEL makes it happen once: of two tabs one gets the record.

@@ -145,8 +145,8 @@ func TestSandboxShows(t *testing.T) {
 	}
 }
 
-// Every $name of the template is one that write fills in: the page of a session whose
-// values are all there has none left, and no value is empty.
+// The template has the variables that write fills in, and no others: a $ in its script or
+// style would be taken for one.
 func TestSandboxTemplate(t *testing.T) {
 	var names []string
 	os.Expand(sandboxHTML, func(name string) string { names = append(names, name); return "" })
@@ -383,7 +383,7 @@ func TestSandboxWithoutRedis(t *testing.T) {
 	}
 }
 
-// listeners are the sockets that a process of ours listens on.
+// listeners is how many sockets a process of ours listens on; -1 where /proc does not tell.
 func (s *service) listeners(t testing.TB) int {
 	t.Helper()
 	proc := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
@@ -397,7 +397,7 @@ func (s *service) listeners(t testing.TB) int {
 		table.Write(data)
 	}
 	if table.Len() == 0 {
-		t.Skip("no /proc/net/tcp")
+		return -1
 	}
 	files, err := filepath.Glob(proc + "fd/*")
 	must(t, err)
@@ -434,7 +434,7 @@ func TestProcessSandbox(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := startService(t, test.env, test.args...)
-			if got := s.listeners(t); got != test.listens {
+			if got := s.listeners(t); got != test.listens && got >= 0 {
 				t.Errorf("it listens on %d sockets, want %d", got, test.listens)
 			}
 			// A good session's page is not on the service's own address, in any mode.
