@@ -97,7 +97,8 @@ func (b *sandbox) decide(r *http.Request) view {
 		v = view{title: "Cancelled", text: "Nothing is shared.", message: f.message(), target: origin(s.CancelURI, s.RedirectURI)}
 		v.location = addQuery(s.CancelURI, f.query())
 	}
-	if v.status = http.StatusSeeOther; v.location == "" || r.PostFormValue("framed") != "" {
+	v.status = http.StatusSeeOther
+	if v.location == "" || r.PostFormValue("framed") != "" { // the page tells, or its message does
 		v.status, v.location = http.StatusOK, ""
 	}
 	return v
