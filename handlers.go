@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	_ "embed"
 	"errors"
 	"io"
 	"log/slog"
@@ -39,7 +40,7 @@ func (s *server) routes() http.Handler {
 	for _, path := range []string{"/auth/session", "/v1/auth/session"} {
 		r.Post(path, s.handle(path, s.createSession))
 	}
-	for path, f := range map[string]handler{"/livez": s.live, "/readyz": s.ready} {
+	for path, f := range map[string]handler{"/livez": s.live, "/readyz": s.ready, "/openapi.yaml": s.description} {
 		r.Get(path, s.handle(path, f))
 		r.Head(path, s.handle(path, f))
 	}
@@ -198,5 +199,17 @@ func (s *server) ready(w http.ResponseWriter, _ *http.Request, _ *entry) error {
 func writeOK(w http.ResponseWriter) error {
 	w.Header()["Content-Type"] = []string{"text/plain; charset=utf-8"}
 	_, _ = io.WriteString(w, "ok\n")
+	return nil
+}
+
+//go:embed openapi.yaml
+var openAPI string
+
+// description is the OpenAPI document, for partners' client generators.
+func (s *server) description(w http.ResponseWriter, _ *http.Request, _ *entry) error {
+	h := w.Header()
+	h["Content-Type"] = []string{"application/yaml"}
+	h["Content-Length"] = []string{strconv.Itoa(len(openAPI))} // net/http counts only what is small
+	_, _ = io.WriteString(w, openAPI)
 	return nil
 }
