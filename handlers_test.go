@@ -80,7 +80,9 @@ func (w *wire) answer(t testing.TB, method string) answer {
 	if response.Close { // which ReadResponse makes of the header
 		response.Header.Set("Connection", "close")
 	}
-	return answer{response.StatusCode, response.Header, body}
+	a := answer{response.StatusCode, response.Header, body}
+	wantDescribed(t, "", nil, a)
+	return a
 }
 
 // wantClosed checks that nothing more comes, and soon.

@@ -224,6 +224,7 @@ func (ts *testServer) post(t testing.TB, token, body string) answer {
 	return ts.do(t, "POST", "/auth/session", h, strings.NewReader(body))
 }
 
+// do sends a request and checks its answer against openapi.yaml.
 func (ts *testServer) do(t testing.TB, method, path string, h http.Header, body io.Reader) answer {
 	t.Helper()
 	r, err := http.NewRequestWithContext(context.Background(), method, ts.url+path, body)
@@ -240,7 +241,13 @@ func (ts *testServer) do(t testing.TB, method, path string, h http.Header, body 
 	if err != nil {
 		t.Fatalf("%s %s: reading the answer: %v", method, path, err)
 	}
-	return answer{response.StatusCode, response.Header, data}
+	a := answer{response.StatusCode, response.Header, data}
+	var sent io.Reader
+	if r.GetBody != nil {
+		sent, _ = r.GetBody()
+	}
+	wantDescribed(t, path, sent, a)
+	return a
 }
 
 var testClient = &http.Client{
