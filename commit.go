@@ -104,10 +104,21 @@ func (s *store) next(l *lane) []*write {
 	return batch
 }
 
+// queued is how many writes wait for their batch.
+func (s *store) queued() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lanes {
+		n += len(l.waiting)
+	}
+	return n
+}
+
 // writeBatch sends a SET for each write, and tells each its own outcome. A reading of
 // Redis's clock goes along and vouches for all: an expiry that this clock has passed
 // would be answered OK and not stored.
 func (s *store) writeBatch(node *redis.Client, batch []*write) {
+	s.batchSizes.Observe(float64(len(batch)))
 	sent := time.Now()
 	last := sent
 	pipe := node.Pipeline()
@@ -123,7 +134,7 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 	defer cancel()
 	clock := pipe.Time(ctx)
 	_, execErr := pipe.Exec(ctx)
-	clockErr := checkClock(clock, sent)
+	_, clockErr := checkClock(clock, sent)
 	for i, w := range batch {
 		if replies[i] == nil {
 			continue
@@ -161,5 +172,6 @@ func redirect(cluster *redis.ClusterClient, w *write) error {
 		return err
 	}
 	sent := time.Now()
-	return checkClock(node.Time(ctx), sent)
+	_, err = checkClock(node.Time(ctx), sent)
+	return err
 }

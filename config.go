@@ -36,7 +36,7 @@ type config struct {
 	maxInFlight   int64
 	drainDelay    time.Duration
 	shutdownGrace time.Duration
-	metricsAddr   string
+	metricsAddr   string // "": no metrics
 	logLevel      slog.Level
 }
 
@@ -65,7 +65,7 @@ func loadConfig(getenv func(string) string) (config, error) {
 		maxInFlight:   e.count("MAX_IN_FLIGHT", 2048, 1_000_000),
 		drainDelay:    e.duration("DRAIN_DELAY", 0, 0, time.Hour),
 		shutdownGrace: e.duration("SHUTDOWN_GRACE", 10*time.Second, 0, time.Hour),
-		metricsAddr:   e.text("METRICS_ADDR", ""),
+		metricsAddr:   e.address("METRICS_ADDR", ""),
 		logLevel:      e.level("LOG_LEVEL", "info"),
 	}
 	for _, name := range e.list("JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA") {
@@ -136,8 +136,12 @@ func (e *fromEnv) level(name, fallback string) slog.Level {
 	return level
 }
 
+// address is "" where it is not set and has no default.
 func (e *fromEnv) address(name, fallback string) string {
 	addr := e.text(name, fallback)
+	if addr == "" {
+		return ""
+	}
 	_, port, err := net.SplitHostPort(addr)
 	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
 		e.wrong(name, "must be host:port or :port")

@@ -304,28 +304,6 @@ func TestGatewaySilentService(t *testing.T) {
 	}
 }
 
-// metricNames are the families that /metrics serves.
-func metricNames(testing.TB) []string {
-	return []string{
-		"authsession_http_requests_total",
-		"authsession_http_request_duration_seconds",
-		"authsession_http_requests_in_flight",
-		"authsession_http_requests_in_flight_limit",
-		"authsession_sessions_created_total",
-		"authsession_redis_write_duration_seconds",
-		"authsession_redis_batch_size",
-		"authsession_redis_writes_waiting",
-		"authsession_tokens_total",
-		"authsession_key_set_last_success_timestamp_seconds",
-		"authsession_key_set_last_refresh_success",
-		"authsession_redis_clock_skew_seconds",
-		"authsession_build_info",
-		"go_goroutines",
-		"process_resident_memory_bytes",
-		"process_start_time_seconds",
-	}
-}
-
 func TestMetricNamesInDeploy(t *testing.T) {
 	names := metricNames(t)
 	for _, file := range []string{"alerts.yaml", "alerts_test.yaml", "dashboard.json"} {

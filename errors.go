@@ -91,7 +91,7 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		h["X-Content-Type-Options"] = values[2:3:3]
 		err := guard(f, w, r, &e)
 		if err == nil {
-			s.logRequest(r, &e, http.StatusOK)
+			s.done(r, &e, http.StatusOK, "")
 			return
 		}
 		apiErr, known := errors.AsType[*apiError](err)
@@ -104,11 +104,11 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		if apiErr.cause != nil {
 			cause = apiErr.cause.Error()
 		}
-		attrs := []slog.Attr{slog.String("error", apiErr.name), slog.String("error_id", id), slog.String("cause", cause)}
+		attrs := []slog.Attr{slog.String("error_id", id), slog.String("cause", cause)}
 		if p, panicked := errors.AsType[*panicError](err); panicked {
 			attrs = append(attrs, slog.String("stack", string(p.stack)))
 		}
-		s.logRequest(r, &e, apiErr.status, attrs...)
+		s.done(r, &e, apiErr.status, apiErr.name, attrs...)
 	}
 }
 
@@ -123,8 +123,12 @@ type entry struct {
 	unknown   []string // names of members that the body has and we do not know
 }
 
-// logRequest logs a caller's fault as Info and ours as Error.
-func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.Attr) {
+// done counts a request and logs it, a caller's fault as Info and ours as Error. name is
+// the error's, "" for none.
+func (s *server) done(r *http.Request, e *entry, status int, name string, more ...slog.Attr) {
+	now := time.Now()
+	took := now.Sub(e.start)
+	s.requests.count(e.route, status, name, took)
 	level := slog.LevelInfo
 	if status >= http.StatusInternalServerError {
 		level = slog.LevelError
@@ -133,7 +137,6 @@ func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.
 	if !log.Enabled(r.Context(), level) {
 		return
 	}
-	now := time.Now()
 	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
 	line := slog.NewRecord(now, level, "request", 0)
 	line.AddAttrs(
@@ -141,7 +144,7 @@ func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.
 		slog.String("method", r.Method),
 		slog.String("route", e.route),
 		slog.Int("status", status),
-		slog.Int64("duration_us", now.Sub(e.start).Microseconds()),
+		slog.Int64("duration_us", took.Microseconds()),
 		slog.String("remote_ip", remote))
 	if e.clientID != "" {
 		line.AddAttrs(slog.String("client_id", e.clientID))
@@ -151,6 +154,9 @@ func (s *server) logRequest(r *http.Request, e *entry, status int, more ...slog.
 	}
 	if e.unknown != nil {
 		line.AddAttrs(slog.Any("unknown_members", e.unknown))
+	}
+	if name != "" {
+		line.AddAttrs(slog.String("error", name))
 	}
 	line.AddAttrs(more...)
 	_ = log.Handle(r.Context(), line)

@@ -30,8 +30,10 @@ type server struct {
 	maxInFlight int64
 	router      chi.Router
 
-	inFlight atomic.Int64 // requests in createSession
-	draining atomic.Bool  // shutting down: not ready
+	requests requestMetrics
+	created  atomic.Uint64 // sessions
+	inFlight atomic.Int64  // requests in createSession
+	draining atomic.Bool   // shutting down: not ready
 }
 
 // routes is the whole HTTP surface.
@@ -100,6 +102,7 @@ func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *entry)
 	} else if err != nil {
 		return unavailable("the session store is not available", err)
 	}
+	s.created.Add(1)
 	answer := make([]byte, 0, 256)
 	answer = appendString(append(answer, `{"auth_url":`...), s.authURL+secret)
 	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), record.ExpiresAt, 10)

@@ -44,6 +44,9 @@ type keySet struct {
 	keys   atomic.Pointer[[]jose.JSONWebKey] // the last good set; nil: never loaded
 	wanted chan chan struct{}                // a fetch for an unknown key id; closed when done
 
+	fetched atomic.Int64 // when the last good fetch was, in Unix seconds; 0: never
+	fresh   atomic.Bool  // the last fetch was good
+
 	mu    sync.Mutex
 	asked time.Time     // when the last fetch for an unknown key id was asked for
 	done  chan struct{} // and its end
@@ -131,6 +134,11 @@ func (k *keySet) run(ctx context.Context) {
 // load fetches the set once. A failed or empty one keeps the last good set.
 func (k *keySet) load(ctx context.Context) {
 	document, err := k.fetch(ctx)
+	defer func() {
+		if k.fresh.Store(k.failure == ""); k.failure == "" {
+			k.fetched.Store(time.Now().Unix())
+		}
+	}()
 	if err == nil && k.document != nil && bytes.Equal(document, k.document) {
 		k.failure = ""
 		return

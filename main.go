@@ -112,6 +112,16 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	}
 	s := newServer(cfg, log)
 	srv := newHTTPServer(s.routes(), cfg.storeTimeout, log)
+	if cfg.metricsAddr != "" {
+		metricsListener, err := net.Listen("tcp", cfg.metricsAddr)
+		if err != nil {
+			return fmt.Errorf("listening for metrics: %w", err)
+		}
+		metrics := newHTTPServer(s.metrics(), cfg.storeTimeout, log)
+		go func() { _ = metrics.Serve(metricsListener) }()
+		defer metrics.Close()
+		log.Info("serving metrics", "addr", metricsListener.Addr().String())
+	}
 
 	// The background outlives the requests, which outlive the signal.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -161,6 +171,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 			maxLifetime:  cfg.maxLifetime,
 			now:          time.Now,
 		},
+		requests:    newRequestMetrics(),
 		store:       openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, log),
 		log:         log,
 		now:         time.Now,
@@ -178,9 +189,6 @@ func warn(cfg config, log *slog.Logger) {
 	}
 	if cfg.audience == "" {
 		log.Warn("JWT_AUDIENCE is not set: tokens meant for other services pass")
-	}
-	if cfg.metricsAddr != "" {
-		log.Warn("METRICS_ADDR is set, but this version has no metrics")
 	}
 }
 

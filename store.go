@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
@@ -99,6 +100,10 @@ type store struct {
 	log     *slog.Logger
 	evicts  atomic.Pointer[string] // an eviction policy that is not noeviction; nil: none seen
 
+	skew       atomic.Int64         // ns that Redis's clock was ahead at the last check
+	took       prometheus.Histogram // of put, in seconds
+	batchSizes prometheus.Histogram // in records
+
 	mu    sync.Mutex
 	lanes map[*redis.Client]*lane // of the nodes that something waits for
 	probe *probe                  // under way; nil: none
@@ -107,7 +112,15 @@ type store struct {
 // openStore does not connect yet; the first call does. The timeouts of one step are
 // that of the whole call: a reply that comes within it is used.
 func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.Logger) *store {
-	s := &store{prefix: prefix, timeout: timeout, log: log, lanes: map[*redis.Client]*lane{}}
+	s := &store{
+		prefix: prefix, timeout: timeout, log: log, lanes: map[*redis.Client]*lane{},
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "authsession_redis_write_duration_seconds", Help: "Time of one session's write, waiting included.", Buckets: seconds,
+		}),
+		batchSizes: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "authsession_redis_batch_size", Help: "Records that went to Redis together.", Buckets: []float64{1, 2, 4, 8, 16, 32, batchSize},
+		}),
+	}
 	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	switch {
 	case o.sentinel != nil:
@@ -143,6 +156,7 @@ func (s *store) close() error { return s.redis.Close() }
 func (s *store) put(key string, value []byte, expiresAt int64) error {
 	now := time.Now()
 	w := &write{key: key, value: value, expiresAt: expiresAt, begun: now, deadline: now.Add(s.timeout), done: make(chan error, 1)}
+	defer func() { s.took.Observe(time.Since(now).Seconds()) }()
 	node, err := s.nodeFor(w)
 	if err != nil {
 		return err
@@ -202,18 +216,22 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
 }
 
-// checkClock fails where the clock of a reply to TIME, asked for at sent, is over 2 s off
-// ours, by more than the reply's way may account for.
-func checkClock(reply *redis.TimeCmd, sent time.Time) error {
+// checkClock tells how far the clock of a reply to TIME, asked for at sent, is ahead of
+// ours, by more than the reply's way may account for. It fails where that is over 2 s
+// either way.
+func checkClock(reply *redis.TimeCmd, sent time.Time) (ahead time.Duration, err error) {
 	theirs, err := reply.Result()
 	if err != nil {
-		return fmt.Errorf("reading redis's clock: %w", err)
+		return 0, fmt.Errorf("reading redis's clock: %w", err)
 	}
-	behind, ahead := sent.Sub(theirs), time.Until(theirs)
-	if skew := max(behind, ahead); skew > maxSkew {
-		return fmt.Errorf("redis's clock is %s off ours, more than %s", skew.Round(time.Millisecond), maxSkew)
+	ahead = max(0, time.Until(theirs))
+	if behind := sent.Sub(theirs); behind > 0 {
+		ahead = -behind
 	}
-	return nil
+	if ahead.Abs() > maxSkew {
+		return ahead, fmt.Errorf("redis's clock is %s off ours, more than %s", ahead.Round(time.Millisecond), maxSkew)
+	}
+	return ahead, nil
 }
 
 // probe is a check under way that later callers share.
@@ -295,7 +313,9 @@ func (s *store) checkNow(ctx context.Context) error {
 // it has acknowledged. Where the ACL forbids to ask, so be it.
 func (s *store) checkNode(ctx context.Context, node *redis.Client) error {
 	sent := time.Now()
-	if err := checkClock(node.Time(ctx), sent); err != nil {
+	ahead, err := checkClock(node.Time(ctx), sent)
+	s.skew.Store(int64(ahead))
+	if err != nil {
 		return err
 	}
 	memory, _ := node.Info(ctx, "memory").Result()

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -30,6 +31,8 @@ type verifier struct {
 	clientClaims []string // the first that is a non-empty string names the client
 	maxLifetime  time.Duration
 	now          func() time.Time
+
+	remembered, anew, refused atomic.Uint64 // tokens
 
 	mu       sync.RWMutex
 	verified map[[sha256.Size]byte]verifiedToken // by the token's hash
@@ -59,6 +62,7 @@ const maxVerified = 10_000 // tokens remembered
 // any of the token's text, why the token is not good.
 func (v *verifier) verify(token string) (identity, error) {
 	if !wellFormed(token) {
+		v.refused.Add(1)
 		return identity{}, errors.New("not a compact JWT")
 	}
 	keys := v.keys.keys.Load()
@@ -67,12 +71,17 @@ func (v *verifier) verify(token string) (identity, error) {
 	known, found := v.verified[hash]
 	v.mu.RUnlock()
 	if found && known.keys == keys && unixSeconds(v.now()) < known.exp+leeway {
+		v.remembered.Add(1)
 		return known.who, nil
 	}
 	who, exp, err := v.verifyAnew(token)
 	if err != nil {
+		if err != errNoKeys {
+			v.refused.Add(1)
+		}
 		return identity{}, err
 	}
+	v.anew.Add(1)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.verified == nil {
