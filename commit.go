@@ -12,10 +12,12 @@ import (
 // its round trip. A write that comes alone goes out at once.
 
 const (
-	// As many writes as wait may go out together. Another batch is begun beside those
-	// under way where a full one waits, or where the last was begun a while ago: its
-	// connection may hang, and that must not hold up those who wait.
+	// As many writes as wait may go out together. A second batch is begun beside the one
+	// under way where some wait, so that neither Redis nor we are idle; a further one only
+	// where the last was begun a while ago: its connection may hang, and that must not hold
+	// up those who wait.
 	batchSize  = 64
+	batchSome  = 16
 	batchLater = 20 * time.Millisecond
 	maxBatches = 4    // under way at once, to one node
 	maxWaiting = 8192 // writes, for one node
@@ -58,7 +60,7 @@ func (s *store) send(node *redis.Client, w *write) error {
 	}
 	l.waiting = append(l.waiting, w)
 	alone := l.batches == 0
-	begin := alone || l.batches < maxBatches && (len(l.waiting) >= batchSize || w.begun.Sub(l.begun) > batchLater)
+	begin := alone || l.batches == 1 && len(l.waiting) >= batchSome || l.batches < maxBatches && w.begun.Sub(l.begun) > batchLater
 	if begin {
 		l.batches++
 		l.begun = time.Now()
