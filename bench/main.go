@@ -100,7 +100,7 @@ func start() (*bench, error) {
 	// to a file, a line a request.
 	addr = freeAddr()
 	began := time.Now()
-	if b.service, err = b.launch(addr, []string{"ADDR=" + addr, "REDIS_URL=redis://" + redisAddr, "JWT_ALGORITHMS=RS256", "JWT_ISSUER=bench", "JWT_AUDIENCE=bench"}, serviceBin, "-dev"); err != nil {
+	if b.service, err = b.launch(addr, []string{"ADDR=" + addr, "AUTH_URL=https://consent.example/", "REDIS_URL=redis://" + redisAddr, "JWT_ALGORITHMS=RS256", "JWT_ISSUER=bench", "JWT_AUDIENCE=bench"}, serviceBin, "-dev"); err != nil {
 		return b, err
 	}
 	if b.token, err = b.readToken(); err != nil {
