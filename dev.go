@@ -3,13 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +15,6 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/go-jose/go-jose/v4"
 )
 
 // runDev serves with nothing set up. What the environment does not say it fills in: an
@@ -143,55 +135,15 @@ func makeKeyAndToken(cfg config, file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "dev", Algorithm: string(alg), Use: "sig"}}})
+	set, err := publicKeySet(alg, key)
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(file, set, 0o600); err != nil {
+	if err := os.WriteFile(file, encodeJSON(set), 0o600); err != nil {
 		return "", err
 	}
-	now := time.Now()
-	claims := map[string]any{
-		cfg.clientClaims[0]: "dev",
-		"scope":             scope,
-		"iat":               now.Unix(),
-		"exp":               now.Add(min(24*time.Hour, cfg.maxLifetime)).Unix(),
-	}
-	if cfg.issuer != "" {
-		claims["iss"] = cfg.issuer
-	}
-	if cfg.audience != "" {
-		claims["aud"] = cfg.audience
-	}
-	return signToken(alg, key, "dev", claims)
-}
-
-// generateKey makes a private key that signs alg.
-func generateKey(alg jose.SignatureAlgorithm) (crypto.Signer, error) {
-	switch alg {
-	case jose.EdDSA:
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		return key, err
-	case jose.ES256:
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case jose.ES384:
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case jose.ES512:
-		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	}
-	return rsa.GenerateKey(rand.Reader, rsaLeastBits)
-}
-
-// signToken is claims as a compact JWT.
-func signToken(alg jose.SignatureAlgorithm, key crypto.Signer, kid string, claims map[string]any) (string, error) {
-	options := (&jose.SignerOptions{}).WithType("JWT").WithHeader("kid", kid)
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, options)
-	if err != nil {
-		return "", err
-	}
-	signed, err := signer.Sign(encodeJSON(claims))
-	if err != nil {
-		return "", err
-	}
-	return signed.CompactSerialize()
+	claims := map[string]string{"scope": scope, "iss": cfg.issuer, "aud": cfg.audience}
+	client := cfg.clientClaims[0]
+	claims[client] = cmp.Or(claims[client], "dev")
+	return issueToken(alg, key, min(24*time.Hour, cfg.maxLifetime), claims)
 }

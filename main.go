@@ -7,6 +7,8 @@
 //	authsession              serve, set up by environment variables (see README.md)
 //	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key
 //	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
+//	authsession keygen       write a private key to a file, print its key set
+//	authsession token        print a token by such a key
 //	authsession -version     print the version
 //
 // A request comes in at routes (handlers.go); its token goes to token.go and jwks.go,
@@ -39,21 +41,32 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
 		slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("authsession failed", "cause", err.Error())
 		os.Exit(1)
 	}
 }
+
+const usage = `Without arguments authsession serves, set up by environment variables (see README.md).
+
+  healthcheck
+    	ask the running service's /readyz; exit status 0 or 1
+  keygen
+    	write a private key to a file, print its key set (more: authsession keygen -h)
+  token
+    	print a token by such a key (more: authsession token -h)`
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("authsession", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	version := flags.Bool("version", false, "print the version")
 	dev := flags.Bool("dev", false, "serve with nothing set up: an embedded Redis, a throw-away key")
+	flags.Usage = func() {
+		fmt.Fprintln(stderr, usage)
+		flags.PrintDefaults()
+	}
 	err := flags.Parse(args)
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return nil
 	case err != nil:
 		return err
 	case *version:
@@ -61,8 +74,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	case flags.NArg() == 1 && flags.Arg(0) == "healthcheck":
 		return healthcheck(ctx, getenv)
+	case flags.Arg(0) == "keygen":
+		return keygen(flags.Args()[1:], stdout, stderr)
+	case flags.Arg(0) == "token":
+		return printToken(flags.Args()[1:], stdout, stderr)
 	case flags.NArg() > 0:
-		return errors.New("the arguments may be one of: healthcheck, -dev, -version")
+		return errors.New("the arguments may be one of: healthcheck, keygen, token, -dev, -version")
 	case *dev:
 		return runDev(ctx, getenv, stdout, stderr)
 	}
