@@ -177,7 +177,7 @@ func (e *fromEnv) jwksURL(name string) *url.URL {
 	switch {
 	case text == "":
 		e.wrong(name, "is required: the URL of the authorization server's key set")
-	case err == nil && u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
+	case err == nil && u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/") && !strings.ContainsAny(text, "?#"):
 	case err != nil || u.Host == "" || !webScheme(u):
 		e.wrong(name, "must be an https URL, file:///path, or http with a loopback host")
 	}
