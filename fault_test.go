@@ -55,22 +55,22 @@ const (
 // faultScenario is one way for Redis to fail.
 type faultScenario struct {
 	name    string
-	redis   []string                                // redis-server's arguments
-	env     map[string]string                       // the service's
-	setUp   func(t *testing.T, f *faultRun)         // instead of one standalone redis-server
-	atStart bool                                    // the fault comes before the service
-	begin   func(t *testing.T, f *faultRun)         // returns once the fault is there
-	end     func(t *testing.T, f *faultRun)         // returns once Redis is well again
-	after   func(t *testing.T, f *faultRun)         // once the service is back, under load
-	mode    func(client *net.TCPConn, reply []byte) // the fault is the proxy's
-	lasts   time.Duration                           // 0: a second
-	struck  func(key string) bool                   // what the fault concerns; nil: all
-	during  string                                  // the statuses meanwhile
-	ready   string                                  // what /readyz names meanwhile; "": it is ready
-	back    time.Duration                           // 0: faultBack
-	forgets bool                                    // what was acknowledged before healing is gone
-	mayLose int                                     // acknowledged sessions
-	evicts  bool                                    // the start-up warning is due
+	redis   []string                        // redis-server's arguments
+	env     map[string]string               // the service's
+	setUp   func(t *testing.T, f *faultRun) // instead of one standalone redis-server
+	atStart bool                            // the fault comes before the service
+	begin   func(t *testing.T, f *faultRun) // returns once the fault is there
+	end     func(t *testing.T, f *faultRun) // returns once Redis is well again
+	after   func(t *testing.T, f *faultRun) // once the service is back, under load
+	mode    proxyMode                       // the fault is the proxy's
+	lasts   time.Duration                   // 0: a second
+	struck  func(key string) bool           // what the fault concerns; nil: all
+	during  string                          // the statuses meanwhile
+	ready   string                          // what /readyz names meanwhile; "": it is ready
+	back    time.Duration                   // 0: faultBack
+	forgets bool                            // what was acknowledged before healing is gone
+	mayLose int                             // acknowledged sessions
+	evicts  bool                            // the start-up warning is due
 }
 
 var faultScenarios = []faultScenario{
@@ -140,9 +140,9 @@ var faultScenarios = []faultScenario{
 		name: "the least ACL", redis: strings.Fields("--user least on >" + faultPassword + " resetkeys ~f:* -@all +set +time"), during: "200",
 	}, {
 		name: "address that drops SYNs", during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
-		setUp: faultProxied, begin: func(t *testing.T, f *faultRun) { f.proxy.drop(t) }, end: func(t *testing.T, f *faultRun) { f.proxy.accept(t) },
+		setUp: faultProxied, begin: func(t *testing.T, f *faultRun) { f.proxy.drop(t) }, end: func(t *testing.T, f *faultRun) { f.proxy.admit(t) },
 	}, {
-		name: "each reply 200 ms late", during: "200", mode: faultLate(200 * time.Millisecond), lasts: 2 * time.Second,
+		name: "each reply 200 ms late", during: "200", mode: late(200 * time.Millisecond), lasts: 2 * time.Second,
 	}, {
 		name: "replies swallowed", during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
 		mode: func(*net.TCPConn, []byte) {},
@@ -164,11 +164,11 @@ var faultScenarios = []faultScenario{
 	}, {
 		name: "SET answered nil", during: "503", ready: "redis: ", mode: faultForOK("_\r\n"),
 	}, {
-		name: "clock 30 s ahead", during: "503", ready: "clock", mode: faultClock(30),
+		name: "clock 30 s ahead", during: "503", ready: "clock", mode: clockAhead(30 * time.Second),
 	}, {
-		name: "clock 30 s behind", during: "503", ready: "clock", mode: faultClock(-30),
+		name: "clock 30 s behind", during: "503", ready: "clock", mode: clockAhead(-30 * time.Second),
 	}, {
-		name: "clock ahead by over SESSION_TTL", env: map[string]string{"SESSION_TTL": "1m"}, during: "503", ready: "clock", mode: faultClock(3600),
+		name: "clock ahead by over SESSION_TTL", env: map[string]string{"SESSION_TTL": "1m"}, during: "503", ready: "clock", mode: clockAhead(time.Hour),
 	}, {
 		name: "FLUSHALL", during: "200", begin: faultCommand("FLUSHALL"), forgets: true,
 	}, {
@@ -223,7 +223,7 @@ type faultRun struct {
 	replica *redisProcess         // that is to take over
 	servers []*redisProcess       // a cluster's primaries
 	admin   redis.UniversalClient // commands Redis, and looks what is in it
-	proxy   *faultProxy           // nil: none
+	proxy   *redisProxy           // nil: none
 	env     map[string]string
 }
 
@@ -237,8 +237,8 @@ func (sc faultScenario) run(t *testing.T, noise *faultNoise) string {
 	}
 	if sc.mode != nil {
 		f.useProxy(t)
-		sc.begin = func(*testing.T, *faultRun) { f.proxy.reply.Store(&sc.mode) }
-		sc.end = func(*testing.T, *faultRun) { f.proxy.reply.Store(&faultPass) }
+		sc.begin = func(*testing.T, *faultRun) { f.proxy.set(sc.mode) }
+		sc.end = func(*testing.T, *faultRun) { f.proxy.set(pass) }
 	}
 	maps.Copy(f.env, sc.env)
 	struck := func(c *faultCall) bool { return sc.struck == nil || sc.struck(c.key) }
@@ -500,7 +500,7 @@ func faultProxied(t *testing.T, f *faultRun) {
 
 func (f *faultRun) useProxy(t *testing.T) {
 	if f.proxy == nil {
-		f.proxy = startProxy(t, f.primary.addr)
+		f.proxy = startProxy(t, f.primary.addr, pass)
 		f.env["REDIS_URL"] = "redis://" + f.proxy.addr
 	}
 }
@@ -562,141 +562,39 @@ func faultSlot(key string) int {
 	return int(crc % 16384)
 }
 
-// faultProxy stands between the service and Redis.
-type faultProxy struct {
-	addr  string
-	reply atomic.Pointer[func(client *net.TCPConn, reply []byte)] // what becomes of a reply
-
-	listener *net.TCPListener
-	gate     chan struct{} // holds a token while callers get in
-	mu       sync.Mutex
-	conns    map[*net.TCPConn]bool
-	fillers  []net.Conn
-}
-
-// Modes.
-
-var faultPass = func(client *net.TCPConn, reply []byte) { _, _ = client.Write(reply) }
-
-func faultLate(by time.Duration) func(*net.TCPConn, []byte) {
-	return func(client *net.TCPConn, reply []byte) {
-		time.Sleep(by)
-		_, _ = client.Write(reply)
-	}
-}
-
 // faultForOK answers SET, and nothing else, with text.
-func faultForOK(text string) func(*net.TCPConn, []byte) {
+func faultForOK(text string) proxyMode {
 	return func(client *net.TCPConn, reply []byte) {
-		_, _ = client.Write(bytes.ReplaceAll(reply, []byte("+OK\r\n"), []byte(text)))
-	}
-}
-
-var faultTime = regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n\$`)
-
-// faultClock answers TIME by a clock so many seconds ahead.
-func faultClock(ahead int64) func(*net.TCPConn, []byte) {
-	return func(client *net.TCPConn, reply []byte) {
-		_, _ = client.Write(faultTime.ReplaceAllFunc(reply, func(b []byte) []byte {
-			return fmt.Appendf(nil, "*2\r\n$10\r\n%d\r\n$", faultInt(string(b[9:19]))+ahead)
-		}))
-	}
-}
-
-func startProxy(t *testing.T, to string) *faultProxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	p := &faultProxy{addr: l.Addr().String(), listener: l.(*net.TCPListener), gate: make(chan struct{}, 1), conns: map[*net.TCPConn]bool{}}
-	p.gate <- struct{}{}
-	p.reply.Store(&faultPass)
-	var running sync.WaitGroup
-	running.Go(func() {
-		for {
-			c, err := p.listener.AcceptTCP()
-			if err != nil {
-				return
-			}
-			<-p.gate
-			p.gate <- struct{}{}
-			running.Go(func() { p.serve(c, to) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = p.listener.Close()
-		select {
-		case p.gate <- struct{}{}:
-		default:
-		}
-		p.closeAll()
-		running.Wait()
-	})
-	return p
-}
-
-func (p *faultProxy) serve(client *net.TCPConn, to string) {
-	defer client.Close()
-	c, err := net.Dial("tcp", to)
-	if err != nil {
-		return
-	}
-	server := c.(*net.TCPConn)
-	defer server.Close()
-	p.mu.Lock()
-	p.conns[client] = true
-	p.mu.Unlock()
-	defer func() {
-		p.mu.Lock()
-		delete(p.conns, client)
-		p.mu.Unlock()
-	}()
-	go func() {
-		_, _ = io.Copy(server, client)
-		_ = server.Close() // ends the loop below
-	}()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := server.Read(buf)
-		if err != nil {
-			return
-		}
-		(*p.reply.Load())(client, buf[:n])
-	}
-}
-
-func (p *faultProxy) closeAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		_ = c.Close()
-	}
-	for _, c := range p.fillers {
-		_ = c.Close()
+		pass(client, bytes.ReplaceAll(reply, []byte("+OK\r\n"), []byte(text)))
 	}
 }
 
 // drop cuts the connections there are and makes the kernel drop SYNs, as a firewall
 // does: nobody accepts, and a backlog of none is full.
-func (p *faultProxy) drop(t *testing.T) {
-	<-p.gate
+func (p *redisProxy) drop(t *testing.T) {
 	p.backlog(t, 0)
-	p.closeAll()
+	must(t, p.listener.SetDeadline(time.Now()))
+	p.accepting.Wait()
+	for _, c := range p.conns {
+		_ = c.Close()
+	}
 	for range 16 {
 		c, err := net.DialTimeout("tcp", p.addr, 200*time.Millisecond)
 		if err != nil {
 			return
 		}
-		p.fillers = append(p.fillers, c)
+		p.conns = append(p.conns, c)
 	}
 	t.Fatal("the proxy's port still takes connections")
 }
 
-func (p *faultProxy) accept(t *testing.T) {
+func (p *redisProxy) admit(t *testing.T) {
 	p.backlog(t, 128)
-	p.gate <- struct{}{}
+	must(t, p.listener.SetDeadline(time.Time{}))
+	p.accepting.Go(p.accept)
 }
 
-func (p *faultProxy) backlog(t *testing.T, n int) {
+func (p *redisProxy) backlog(t *testing.T, n int) {
 	t.Helper()
 	raw, err := p.listener.SyscallConn()
 	must(t, err)

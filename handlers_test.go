@@ -133,58 +133,20 @@ func (ts *testServer) logged(t testing.TB, a answer) map[string]any {
 	return ts.log.line(t, "request_id", id)
 }
 
-// slowRedis passes on what a Redis and its client say.
-type slowRedis struct {
-	addr string
-	gate sync.RWMutex // locked: replies wait
-}
-
-// newSlowTestServer has a slowRedis and one connection to it.
-func newSlowTestServer(t testing.TB, env map[string]string) (*testServer, *slowRedis) {
+// newSlowTestServer has one connection to a Redis whose replies wait while gate is locked.
+func newSlowTestServer(t testing.TB, env map[string]string) (ts *testServer, gate *sync.RWMutex) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	slow, behind := &slowRedis{addr: l.Addr().String()}, testRedisAddr(t)
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", behind)
-			if err != nil {
-				_ = client.Close()
-				continue
-			}
-			go func() {
-				_, _ = io.Copy(server, client)
-				_ = server.Close()
-			}()
-			go func() {
-				defer client.Close()
-				for buf := make([]byte, 4<<10); ; {
-					n, err := server.Read(buf)
-					if err != nil {
-						return
-					}
-					slow.gate.RLock()
-					_, err = client.Write(buf[:n])
-					slow.gate.RUnlock()
-					if err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
+	gate = &sync.RWMutex{}
+	slow := startProxy(t, testRedisAddr(t), func(client *net.TCPConn, reply []byte) {
+		gate.RLock()
+		defer gate.RUnlock()
+		pass(client, reply)
+	})
 	all := map[string]string{"REDIS_URL": "redis://" + slow.addr, "STORE_TIMEOUT": "10s"}
 	maps.Copy(all, env)
-	ts := newTestServer(t, all)
+	ts = newTestServer(t, all)
 	ts.wantSession(t, ts.post(t, ts.token(t), goodBody))
-	return ts, slow
+	return ts, gate
 }
 
 // busy waits until n requests are in work.
@@ -677,9 +639,9 @@ func TestUnavailable(t *testing.T) {
 		check(t, ts, `{}`, 400, "bad_request") // fields before store
 	})
 	t.Run("Redis does not answer", func(t *testing.T) {
-		ts, slow := newSlowTestServer(t, map[string]string{"STORE_TIMEOUT": "300ms"})
-		slow.gate.Lock()
-		defer slow.gate.Unlock()
+		ts, gate := newSlowTestServer(t, map[string]string{"STORE_TIMEOUT": "300ms"})
+		gate.Lock()
+		defer gate.Unlock()
 		check(t, ts, goodBody, 504, "timeout")
 	})
 	t.Run("no keys", func(t *testing.T) {
@@ -958,7 +920,7 @@ func TestExpectContinue(t *testing.T) {
 
 // net/http cancels the request of a caller that closes its side. It has asked, and reads.
 func TestHalfClose(t *testing.T) {
-	ts, slow := newSlowTestServer(t, nil)
+	ts, gate := newSlowTestServer(t, nil)
 	request := ts.goodRequest(t)
 	t.Run("fast", func(t *testing.T) {
 		w := ts.dial(t)
@@ -968,12 +930,12 @@ func TestHalfClose(t *testing.T) {
 		w.wantClosed(t)
 	})
 	t.Run("Redis answers after 300 ms", func(t *testing.T) {
-		slow.gate.Lock()
+		gate.Lock()
 		w := ts.dial(t)
 		w.send(t, request)
 		ts.busy(t, 1)
 		_ = w.CloseWrite()
-		time.AfterFunc(300*time.Millisecond, slow.gate.Unlock)
+		time.AfterFunc(300*time.Millisecond, gate.Unlock)
 		ts.wantSession(t, w.answer(t, "POST"))
 		w.wantClosed(t)
 	})
@@ -981,14 +943,14 @@ func TestHalfClose(t *testing.T) {
 
 // Not parallel: it counts the process's goroutines.
 func TestDisconnect(t *testing.T) {
-	ts, slow := newSlowTestServer(t, nil)
+	ts, gate := newSlowTestServer(t, nil)
 	testClient.CloseIdleConnections()
 	serving := func() int {
 		stacks := make([]byte, 4<<20)
 		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "net/http.(*conn).serve(")
 	}
 	waitFor(t, 5*time.Second, "idle connections to close", func() bool { return serving() == 0 })
-	slow.gate.Lock()
+	gate.Lock()
 	const callers = 10
 	for i := range callers {
 		w := ts.dial(t)
@@ -997,7 +959,7 @@ func TestDisconnect(t *testing.T) {
 		_ = w.SetLinger(0) // a reset, not half a close
 		_ = w.Close()
 	}
-	slow.gate.Unlock()
+	gate.Unlock()
 	ts.busy(t, 0)
 	waitFor(t, 5*time.Second, "the connections' goroutines to end", func() bool { return serving() == 0 })
 	if text := ts.log.String(); strings.Contains(text, "panic") || strings.Count(text, `"msg":"request"`) != callers+1 {
@@ -1007,9 +969,9 @@ func TestDisconnect(t *testing.T) {
 }
 
 func TestMaxInFlight(t *testing.T) {
-	ts, slow := newSlowTestServer(t, map[string]string{"MAX_IN_FLIGHT": "2"})
+	ts, gate := newSlowTestServer(t, map[string]string{"MAX_IN_FLIGHT": "2"})
 	token := ts.token(t)
-	slow.gate.Lock()
+	gate.Lock()
 	answers := make(chan answer)
 	for range 2 {
 		go func() { answers <- ts.post(t, token, goodBody) }()
@@ -1031,7 +993,7 @@ func TestMaxInFlight(t *testing.T) {
 	if took := time.Since(start); took > readTimeout/2 {
 		t.Errorf("refused after %s", took)
 	}
-	slow.gate.Unlock()
+	gate.Unlock()
 	for range 2 {
 		ts.wantSession(t, <-answers)
 	}

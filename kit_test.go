@@ -14,8 +14,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -555,4 +558,88 @@ func testRedisAddr(t testing.TB) string {
 		t.Fatal(sharedRedis.err)
 	}
 	return sharedRedis.addr
+}
+
+// redisProxy stands between a server and its Redis.
+type redisProxy struct {
+	addr, redisAddr string
+	mode            atomic.Pointer[proxyMode]
+
+	listener  *net.TCPListener
+	accepting sync.WaitGroup
+	conns     []net.Conn // ever accepted; accept's while it runs
+}
+
+// proxyMode is what becomes of a reply.
+type proxyMode func(client *net.TCPConn, reply []byte)
+
+func pass(client *net.TCPConn, reply []byte) { _, _ = client.Write(reply) }
+
+func late(by time.Duration) proxyMode {
+	return func(client *net.TCPConn, reply []byte) {
+		time.Sleep(by)
+		pass(client, reply)
+	}
+}
+
+var timeReply = regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n\$`)
+
+// clockAhead answers TIME by a clock that is so far ahead.
+func clockAhead(by time.Duration) proxyMode {
+	return func(client *net.TCPConn, reply []byte) {
+		pass(client, timeReply.ReplaceAllFunc(reply, func(b []byte) []byte {
+			n, _ := strconv.ParseInt(string(b[9:19]), 10, 64)
+			return fmt.Appendf(nil, "*2\r\n$10\r\n%d\r\n$", n+int64(by/time.Second))
+		}))
+	}
+}
+
+func startProxy(t testing.TB, redisAddr string, mode proxyMode) *redisProxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	p := &redisProxy{addr: l.Addr().String(), redisAddr: redisAddr, listener: l.(*net.TCPListener)}
+	p.set(mode)
+	p.accepting.Go(p.accept)
+	t.Cleanup(func() {
+		_ = p.listener.Close()
+		p.accepting.Wait()
+		for _, c := range p.conns {
+			_ = c.Close()
+		}
+	})
+	return p
+}
+
+func (p *redisProxy) set(mode proxyMode) { p.mode.Store(&mode) }
+
+func (p *redisProxy) accept() {
+	for {
+		client, err := p.listener.AcceptTCP()
+		if err != nil {
+			return
+		}
+		p.conns = append(p.conns, client)
+		go p.serve(client)
+	}
+}
+
+func (p *redisProxy) serve(client *net.TCPConn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", p.redisAddr)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() {
+		_, _ = io.Copy(server, client)
+		_ = server.Close() // ends the loop below
+	}()
+	for buf := make([]byte, 64<<10); ; {
+		n, err := server.Read(buf)
+		if err != nil {
+			return
+		}
+		(*p.mode.Load())(client, buf[:n])
+	}
 }

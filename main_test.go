@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -274,43 +273,10 @@ func TestProcessStartsFirst(t *testing.T) {
 	waitFor(t, 5*time.Second, "readiness", func() bool { status, _ := s.get("/readyz"); return status == 200 })
 }
 
-// slowReplies passes connections on to redis and holds each reply back.
-func slowReplies(t testing.TB, redisAddr string, by time.Duration) (addr string) {
-	return listen(t, func(c net.Conn) {
-		up, err := net.Dial("tcp", redisAddr)
-		if err != nil {
-			return
-		}
-		defer up.Close()
-		go func() { _, _ = io.Copy(up, c); _ = up.Close() }()
-		type piece struct {
-			due  time.Time
-			data []byte
-		}
-		pieces := make(chan piece, 1000)
-		go func() {
-			defer close(pieces)
-			for buffer := make([]byte, 64<<10); ; {
-				n, err := up.Read(buffer)
-				if err != nil {
-					return
-				}
-				pieces <- piece{time.Now().Add(by), bytes.Clone(buffer[:n])}
-			}
-		}()
-		for p := range pieces {
-			time.Sleep(time.Until(p.due))
-			if _, err := c.Write(p.data); err != nil {
-				return
-			}
-		}
-	})
-}
-
 // After SIGTERM the service is first not ready and still serves; what is in flight is
 // answered; then it exits with 0.
 func TestProcessDrains(t *testing.T) {
-	env := serviceEnv(t, slowReplies(t, testRedisAddr(t), 300*time.Millisecond))
+	env := serviceEnv(t, startProxy(t, testRedisAddr(t), late(300*time.Millisecond)).addr)
 	env["STORE_TIMEOUT"], env["DRAIN_DELAY"] = "5s", "1s"
 	s := startService(t, env)
 	token := ecKey().sign(t, goodClaims())

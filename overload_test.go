@@ -218,10 +218,8 @@ func TestOverload(t *testing.T) {
 
 	// Ten times as many callers as MAX_IN_FLIGHT, at a Redis that takes 50 ms.
 	t.Run("640 callers with MAX_IN_FLIGHT=64", func(t *testing.T) {
-		proxy := startProxy(t, startRedis(t).addr)
+		proxy := startProxy(t, startRedis(t).addr, late(50*time.Millisecond))
 		s := startFaultService(t, map[string]string{"REDIS_URL": "redis://" + proxy.addr, "MAX_IN_FLIGHT": "64"})
-		late := faultLate(50 * time.Millisecond)
-		proxy.reply.Store(&late)
 		before := s.ordinary(t)
 		callers := s.dial(t, 640)
 		begun := time.Now()

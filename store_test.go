@@ -384,37 +384,12 @@ func listen(t testing.TB, f func(net.Conn)) (addr string) {
 	return l.Addr().String()
 }
 
-// clockOff passes a connection on to redis, and moves the seconds in replies to TIME.
-func clockOff(t testing.TB, redisAddr string, by time.Duration) (addr string) {
-	return listen(t, func(c net.Conn) {
-		up, err := net.Dial("tcp", redisAddr)
-		if err != nil {
-			return
-		}
-		defer up.Close()
-		go func() { _, _ = io.Copy(up, c); _ = up.Close() }()
-		now := strconv.FormatInt(time.Now().Unix()/1000, 10) // all but three digits: stable for a test
-		for r := bufio.NewReader(up); ; {
-			line, err := r.ReadString('\n')
-			if err != nil {
-				return
-			}
-			if n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64); err == nil && len(strings.TrimSpace(line)) == 10 && strings.HasPrefix(line, now[:5]) {
-				line = strconv.FormatInt(n+int64(by/time.Second), 10) + "\r\n"
-			}
-			if _, err := io.WriteString(c, line); err != nil {
-				return
-			}
-		}
-	})
-}
-
 // A record that Redis would drop at once, or too early or late, is not acknowledged.
 func TestStoreClock(t *testing.T) {
 	redisAddr := testRedisAddr(t)
 	for by, good := range map[time.Duration]bool{0: true, -30 * time.Second: false, 30 * time.Second: false, 2 * time.Hour: false, -2 * time.Hour: false} {
 		t.Run(by.String(), func(t *testing.T) {
-			s := openTestStore(t, "standalone", "redis://"+clockOff(t, redisAddr, by), testPrefix(t), time.Second)
+			s := openTestStore(t, "standalone", "redis://"+startProxy(t, redisAddr, clockAhead(by)).addr, testPrefix(t), time.Second)
 			for name, err := range map[string]error{"put": s.put(s.prefix+"x", []byte("x"), time.Now().Add(time.Hour).Unix()), "check": s.check()} {
 				if (err == nil) != good || err != nil && !strings.Contains(err.Error(), "clock") {
 					t.Errorf("%s with a clock %s ahead = %v", name, by, err)
