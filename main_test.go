@@ -273,6 +273,17 @@ func TestProcessStartsFirst(t *testing.T) {
 	waitFor(t, 5*time.Second, "readiness", func() bool { status, _ := s.get("/readyz"); return status == 200 })
 }
 
+// Where a session comes in time, however late, the service is ready.
+func TestProcessSlowRedis(t *testing.T) {
+	env := serviceEnv(t, startProxy(t, testRedisAddr(t), late(300*time.Millisecond)).addr)
+	env["STORE_TIMEOUT"] = "1s"
+	s := startService(t, env)
+	waitFor(t, 5*time.Second, "readiness", func() bool { status, _ := s.get("/readyz"); return status == 200 })
+	if status, body := s.post(ecKey().sign(t, goodClaims())); status != 200 {
+		t.Errorf("POST /auth/session = %d %s, want 200", status, body)
+	}
+}
+
 // After SIGTERM the service is first not ready and still serves; what is in flight is
 // answered; then it exits with 0.
 func TestProcessDrains(t *testing.T) {

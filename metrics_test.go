@@ -93,7 +93,7 @@ func TestMetrics(t *testing.T) {
 
 // A key set that fails, and a clock that is off, can be seen.
 func TestMetricsOfTrouble(t *testing.T) {
-	ts := newTestServer(t, map[string]string{"JWKS_URL": "file:///does/not/exist", "REDIS_URL": "redis://" + clockOff(t, testRedisAddr(t), -30*time.Second)})
+	ts := newTestServer(t, map[string]string{"JWKS_URL": "file:///does/not/exist", "REDIS_URL": "redis://" + startProxy(t, testRedisAddr(t), clockAhead(-30*time.Second)).addr})
 	waitFor(t, 5*time.Second, "the fetch to fail", func() bool { return strings.Contains(ts.log.String(), "fetching key set failed") })
 	if err := ts.store.check(); err == nil {
 		t.Error("check = nil with a clock 30 s behind")

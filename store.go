@@ -24,6 +24,7 @@ const (
 	checkEvery   = 30 * time.Second // of a store that is well
 	recheckEvery = time.Second      // of one that is not
 	probeTTL     = 10 * time.Second // of the key that a check writes
+	probeKeys    = 4096             // tried to find one of a primary's
 
 	// A retry follows a connection that broke or a server that loads or fails over.
 	// As many as may find a dead connection in the pool after a restart, and short
@@ -100,7 +101,7 @@ type store struct {
 	log     *slog.Logger
 	evicts  atomic.Pointer[string] // an eviction policy that is not noeviction; nil: none seen
 
-	skew       atomic.Int64         // ns that Redis's clock was ahead at the last check
+	skew       atomic.Int64         // ns that Redis's clock was ahead at the last check, the worst node's
 	took       prometheus.Histogram // of put, in seconds
 	batchSizes prometheus.Histogram // in records
 
@@ -265,72 +266,63 @@ func (s *store) check() error {
 }
 
 func (s *store) checkNow(ctx context.Context) error {
+	s.skew.Store(0)
 	cluster, ok := s.redis.(*redis.ClusterClient)
 	if !ok {
-		node := s.redis.(*redis.Client)
-		// HELLO is allowed to whoever may connect. What does not know it is no cluster.
-		if hello, err := node.Do(ctx, "HELLO").Result(); err == nil {
-			if members, _ := hello.(map[any]any); members["mode"] == "cluster" {
-				return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+		return s.checkNode(ctx, s.redis.(*redis.Client), s.prefix+"probe")
+	}
+	return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+		// A key falls on one of n primaries with probability 1/n. Where none falls on this
+		// one the prefix has a hash tag, and all sessions lie on another.
+		for i := range probeKeys {
+			key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
+			owner, err := cluster.MasterForKey(ctx, key)
+			if err != nil {
+				return err
+			}
+			if owner == node {
+				return s.checkNode(ctx, node, key)
 			}
 		}
-		if err := s.checkNode(ctx, node); err != nil {
-			return err
-		}
-		return s.writeProbe(ctx, s.prefix+"probe")
-	}
-	var primaries atomic.Int64 // ForEachMaster is concurrent
-	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-		primaries.Add(1)
-		return s.checkNode(ctx, node)
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	// Keys are tried until each primary has had one: a key falls on one of n with
-	// probability 1/n. A primary that stays without has no slots, or the prefix has a
-	// hash tag and all sessions lie on another.
-	n := int(primaries.Load())
-	seen := map[*redis.Client]bool{}
-	for i := 0; len(seen) < n && i < 32*n; i++ {
-		key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
-		node, err := cluster.MasterForKey(ctx, key)
-		if err != nil {
-			return err
-		}
-		if seen[node] {
-			continue
-		}
-		seen[node] = true
-		if err := s.writeProbe(ctx, key); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
-// checkNode compares clocks, and takes note of a policy by which Redis may drop what
-// it has acknowledged. Where the ACL forbids to ask, so be it.
-func (s *store) checkNode(ctx context.Context, node *redis.Client) error {
+// checkNode writes key to a primary and compares clocks, in one round trip as a session's.
+// Along goes what tells a node of a cluster, and a policy by which Redis may drop what it
+// has acknowledged: where the ACL forbids to ask, or Redis does not know it, so be it.
+func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) error {
 	sent := time.Now()
-	ahead, err := checkClock(node.Time(ctx), sent)
-	s.skew.Store(int64(ahead))
-	if err != nil {
-		return err
-	}
-	memory, _ := node.Info(ctx, "memory").Result()
-	_, after, _ := strings.Cut(memory, "maxmemory_policy:")
+	pipe := node.Pipeline()
+	set := setRecord(ctx, key, []byte("1"), sent.Add(probeTTL).Unix())
+	_ = pipe.Process(ctx, set) // the first, as go-redis retries by the first one's error
+	clock, memory, hello := pipe.Time(ctx), pipe.Info(ctx, "memory"), pipe.Do(ctx, "HELLO")
+	_, execErr := pipe.Exec(ctx)
+
+	_, after, _ := strings.Cut(memory.Val(), "maxmemory_policy:")
 	policy, _, _ := strings.Cut(after, "\r")
 	if policy != "" && policy != "noeviction" {
 		s.evicts.Store(&policy)
 	}
-	return nil
-}
-
-func (s *store) writeProbe(ctx context.Context, key string) error {
-	set := setRecord(ctx, key, []byte("1"), time.Now().Add(probeTTL).Unix())
-	_ = s.redis.Process(ctx, set)
-	return stored(set)
+	cluster, ok := s.redis.(*redis.ClusterClient)
+	if members, _ := hello.Val().(map[any]any); !ok && members["mode"] == "cluster" {
+		return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+	}
+	err := stored(set)
+	switch {
+	case err == errNotOK && clock.Val().IsZero():
+		return execErr // nothing was sent: go-redis leaves such replies as they were
+	case err != nil && ok:
+		_ = cluster.Process(ctx, set) // the slot may have moved
+		err = stored(set)
+	}
+	if err != nil {
+		return err
+	}
+	ahead, err := checkClock(clock, sent)
+	for old := s.skew.Load(); ahead.Abs() > time.Duration(old).Abs() && !s.skew.CompareAndSwap(old, int64(ahead)); old = s.skew.Load() {
+	}
+	return err
 }
 
 // watch checks the store until ctx ends, and logs when it begins or ceases to be well,

@@ -264,6 +264,18 @@ func TestStoreClusterPrimaryDies(t *testing.T) {
 			t.Errorf("probes on %s = %q, %v, want one", p.addr, keys, err)
 		}
 	}
+
+	// While a slot moves, what is not in it yet belongs to the next owner.
+	from, to := nodes[0].client(t), nodes[1].client(t)
+	probe := from.Keys(t.Context(), "p:probe*").Val()[0]
+	slot := from.ClusterKeySlot(t.Context(), probe).Val()
+	must(t, from.Del(t.Context(), probe).Err())
+	must(t, to.Do(t.Context(), "CLUSTER", "SETSLOT", slot, "IMPORTING", from.ClusterMyID(t.Context()).Val()).Err())
+	must(t, from.Do(t.Context(), "CLUSTER", "SETSLOT", slot, "MIGRATING", to.ClusterMyID(t.Context()).Val()).Err())
+	if err := s.check(); err != nil {
+		t.Errorf("check() = %v while a slot moves", err)
+	}
+
 	nodes[2].stop()
 	if err := s.check(); err == nil {
 		t.Error("check() = nil with a primary dead")
