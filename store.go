@@ -271,7 +271,8 @@ func (s *store) checkNow(ctx context.Context) error {
 	if !ok {
 		return s.checkNode(ctx, s.redis.(*redis.Client), s.prefix+"probe")
 	}
-	return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+	var probed atomic.Bool // ForEachMaster is concurrent
+	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
 		// A key falls on one of n primaries with probability 1/n. Where none falls on this
 		// one the prefix has a hash tag, and all sessions lie on another.
 		for i := range probeKeys {
@@ -281,11 +282,16 @@ func (s *store) checkNow(ctx context.Context) error {
 				return err
 			}
 			if owner == node {
+				probed.Store(true)
 				return s.checkNode(ctx, node, key)
 			}
 		}
 		return nil
 	})
+	if err == nil && !probed.Load() {
+		return errors.New("no primary of the cluster has slots")
+	}
+	return err
 }
 
 // checkNode writes key to a primary and compares clocks, in one round trip as a session's.

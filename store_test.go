@@ -291,6 +291,18 @@ func TestStoreClusterPrimaryDies(t *testing.T) {
 	}
 }
 
+// A cluster whose slots are nobody's yet is not well.
+func TestStoreClusterWithoutSlots(t *testing.T) {
+	needRedis(t)
+	p := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", freePort())
+	s := openTestStore(t, "cluster", "redis://"+p.addr, "p:", time.Second)
+	for name, err := range map[string]error{"put": s.put("p:x", []byte("x"), time.Now().Add(time.Hour).Unix()), "check": s.check()} {
+		if err == nil || !strings.Contains(strings.ToLower(err.Error()), "slot") {
+			t.Errorf("%s = %v, want an error with slot", name, err)
+		}
+	}
+}
+
 // A sentinel's failover ends in time, with nothing acknowledged by what was primary.
 func TestStoreSentinelFailover(t *testing.T) {
 	t.Parallel()
