@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	_ "embed"
 	"errors"
 	"io"
@@ -159,9 +158,14 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength > maxBody {
 		return nil, tooLarge()
 	}
-	var b bytes.Buffer
-	b.Grow(int(min(max(r.ContentLength, 0), 4<<10)) + bytes.MinRead) // so that most bodies are read in one go
-	_, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody))
+	var body []byte
+	var err error
+	if r.ContentLength >= 0 {
+		body = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(r.Body, body)
+	} else {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	}
 	if _, over := errors.AsType[*http.MaxBytesError](err); over {
 		return nil, tooLarge()
 	}
@@ -173,7 +177,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		e.cause = err
 		return nil, e
 	}
-	return b.Bytes(), nil
+	return body, nil
 }
 
 // live is 200 while the process runs.

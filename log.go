@@ -3,22 +3,28 @@ package main
 import (
 	"io"
 	"sync"
+	"time"
 )
 
-// mostLog is how many bytes of log may wait to be written. Beyond it whoever logs waits.
-const mostLog = 1 << 20
+const (
+	// mostLog is how many bytes of log may wait to be written. Beyond it whoever logs waits.
+	mostLog = 1 << 20
+	// logApart is how long after the last write a line counts as alone.
+	logApart = 100 * time.Microsecond
+)
 
-// lineWriter writes to out what was written to it, whole and in order, but in groups: under
-// load many lines share a system call, which costs more than to make them. A line leaves
-// as soon as a core is free for it. Writes never fail: there is nowhere to log it.
+// lineWriter writes to out what was written to it, whole and in order. A line that comes
+// alone is out when Write returns; under load lines go out in groups, since a system call
+// costs more than to make a line. Writes never fail: there is nowhere to log it.
 type lineWriter struct {
 	out io.Writer
 
 	mu      sync.Mutex
 	written sync.Cond // a group is out; of mu
+	last    time.Time // when it was
 	waiting []byte
 	spare   []byte // the last group's, to use again
-	writing bool   // a goroutine runs write
+	writing bool
 }
 
 func newLineWriter(out io.Writer) *lineWriter {
@@ -34,28 +40,37 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 		l.written.Wait()
 	}
 	l.waiting = append(l.waiting, p...)
-	if !l.writing {
-		l.writing = true
-		go l.write()
+	if l.writing {
+		return len(p), nil
+	}
+	l.writing = true
+	if time.Since(l.last) > logApart {
+		l.writeGroup()
+	}
+	if l.writing {
+		go l.writeRest()
 	}
 	return len(p), nil
 }
 
-func (l *lineWriter) write() {
+func (l *lineWriter) writeRest() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.waiting) > 0 {
-		l.mu.Unlock()
-		l.mu.Lock()
-		group := l.waiting
-		l.waiting = l.spare[:0]
-		l.mu.Unlock()
-		_, _ = l.out.Write(group)
-		l.mu.Lock()
-		l.spare = group
-		l.written.Broadcast()
+	for l.writing {
+		l.writeGroup()
 	}
-	l.writing = false
+}
+
+// writeGroup writes what waits, with mu held but not meanwhile. While it runs writing is
+// true, and afterwards where more has come.
+func (l *lineWriter) writeGroup() {
+	group := l.waiting
+	l.waiting = l.spare[:0]
+	l.mu.Unlock()
+	_, _ = l.out.Write(group)
+	l.mu.Lock()
+	l.spare, l.last = group, time.Now()
+	l.writing = len(l.waiting) > 0
 	l.written.Broadcast()
 }
 

@@ -45,10 +45,17 @@ func TestLineWriterBlocked(t *testing.T) {
 	l := newLineWriter(out)
 	line := bytes.Repeat([]byte("x"), 1<<10)
 	const lines = 3 << 10 // 3 MiB
+	var first sync.WaitGroup
+	first.Go(func() { _, _ = l.Write(line) })
+	waitFor(t, 5*time.Second, "the first line's writer to wait for the reader", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.writing
+	})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range lines {
+		for range lines - 1 {
 			_, _ = l.Write(line)
 		}
 	}()
@@ -64,6 +71,7 @@ func TestLineWriterBlocked(t *testing.T) {
 	}
 	close(out.open)
 	<-done
+	first.Wait()
 	l.flush()
 	if out.n != lines*len(line) {
 		t.Errorf("%d bytes came out, want %d", out.n, lines*len(line))
