@@ -37,7 +37,7 @@ import (
 
 func main() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(800) // the live heap is a few MB: collect it less often
+		debug.SetGCPercent(400) // the live heap is a few MB: collect it less often
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
