@@ -1,13 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"sync"
 	"time"
 )
 
 const (
-	// mostLog is how many bytes of log may wait to be written. Beyond it whoever logs waits.
+	// mostLog is how many bytes of log may wait for a reader. Beyond it lines are dropped:
+	// requests are worth more.
 	mostLog = 1 << 20
 	// logApart is how long after the last write a line counts as alone.
 	logApart = 100 * time.Microsecond
@@ -15,7 +17,8 @@ const (
 
 // lineWriter writes to out what was written to it, whole and in order. A line that comes
 // alone is out when Write returns; under load lines go out in groups, since a system call
-// costs more than to make a line. Writes never fail: there is nowhere to log it.
+// costs more than to make a line. Where out blocks, lines are dropped in the end, and
+// counted in a line of their own. Writes never fail: there is nowhere to log it.
 type lineWriter struct {
 	out io.Writer
 
@@ -25,6 +28,7 @@ type lineWriter struct {
 	waiting []byte
 	spare   []byte // the last group's, to use again
 	writing bool
+	dropped int // lines since the last group
 }
 
 func newLineWriter(out io.Writer) *lineWriter {
@@ -36,8 +40,9 @@ func newLineWriter(out io.Writer) *lineWriter {
 func (l *lineWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.waiting) > mostLog {
-		l.written.Wait()
+	if len(l.waiting)+len(p) > mostLog {
+		l.dropped++
+		return len(p), nil
 	}
 	l.waiting = append(l.waiting, p...)
 	if l.writing {
@@ -65,7 +70,10 @@ func (l *lineWriter) writeRest() {
 // true, and afterwards where more has come.
 func (l *lineWriter) writeGroup() {
 	group := l.waiting
-	l.waiting = l.spare[:0]
+	if l.dropped > 0 {
+		group = fmt.Appendf(group, `{"level":"WARN","msg":"log lines dropped","lines":%d}`+"\n", l.dropped)
+	}
+	l.waiting, l.dropped = l.spare[:0], 0
 	l.mu.Unlock()
 	_, _ = l.out.Write(group)
 	l.mu.Lock()
@@ -74,11 +82,19 @@ func (l *lineWriter) writeGroup() {
 	l.written.Broadcast()
 }
 
-// flush returns when all that was written before is out.
-func (l *lineWriter) flush() {
+// flush returns when all that was written before is out, or after atMost.
+func (l *lineWriter) flush(atMost time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.writing {
+	late := false
+	timer := time.AfterFunc(atMost, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		late = true
+		l.written.Broadcast()
+	})
+	defer timer.Stop()
+	for l.writing && !late {
 		l.written.Wait()
 	}
 }

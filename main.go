@@ -116,7 +116,7 @@ func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger)
 // their answers. listening is called once the address is open.
 func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net.Addr) error) error {
 	lines := newLineWriter(stderr)
-	defer lines.flush()
+	defer lines.flush(time.Second)
 	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.logLevel}))
 	redis.SetLogger(&quietLogger{log: log})
 	listener, err := net.Listen("tcp", cfg.addr)
