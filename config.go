@@ -76,6 +76,9 @@ func loadConfig(getenv func(string) string) (config, error) {
 		}
 		c.algorithms = append(c.algorithms, alg)
 	}
+	if _, port, _ := net.SplitHostPort(c.addr); c.metricsAddr == c.addr && port != "0" {
+		e.wrong("METRICS_ADDR", "must not be ADDR")
+	}
 	c.redis = e.redis()
 	if e.wrongs != nil {
 		return c, errors.New(strings.Join(e.wrongs, "; "))

@@ -142,9 +142,10 @@ func (s *server) authenticate(r *http.Request) (identity, error) {
 // checkMediaType takes JSON, which is also what a body without a type is.
 func checkMediaType(h http.Header) error {
 	const json = "application/json"
-	media, _, _ := strings.Cut(strings.Join(h["Content-Type"], ","), ";")
+	given := strings.Join(h["Content-Type"], ",")
+	media, _, _ := strings.Cut(given, ";")
 	media = strings.TrimSpace(media)
-	if media != "" && (len(media) != len(json) || !strings.EqualFold(media, json)) { // to EqualFold ſ, two bytes, is an s
+	if given != "" && (len(media) != len(json) || !strings.EqualFold(media, json)) { // to EqualFold ſ, two bytes, is an s
 		return unsupportedMediaType("send Content-Type: application/json (curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}
 	if encoding := strings.Join(h["Content-Encoding"], ","); encoding != "" && !strings.EqualFold(encoding, "identity") {

@@ -120,6 +120,9 @@ func (b *sandbox) load(r *http.Request, command func(context.Context, string) *r
 	if s.Version != 1 {
 		return nil, fmt.Errorf("the record has version %d", s.Version)
 	}
+	if err := cmp.Or(checkURI(s.RedirectURI), checkURI(s.CancelURI)); err != nil { // the service has; but who else writes there?
+		return nil, fmt.Errorf("a URI of the record %w", err)
+	}
 	return s, nil
 }
 
