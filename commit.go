@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -42,6 +44,7 @@ type lane struct {
 	waiting []*write
 	batches int
 	begun   time.Time // when the last batch was
+	alarm   bool      // overdue is going to look after those who wait
 }
 
 // send hands w to the lane of node. Its outcome comes on w.done, by w's deadline or not
@@ -65,6 +68,7 @@ func (s *store) send(node *redis.Client, w *write) error {
 		l.batches++
 		l.begun = time.Now()
 	}
+	s.setAlarm(l)
 	s.mu.Unlock()
 	switch {
 	case alone:
@@ -80,6 +84,28 @@ func (s *store) send(node *redis.Client, w *write) error {
 		go s.commit(l, s.next(l))
 	}
 	return nil
+}
+
+// setAlarm sees to it that overdue is called while something waits. s.mu is held.
+func (s *store) setAlarm(l *lane) {
+	if !l.alarm && len(l.waiting) > 0 {
+		l.alarm = true
+		time.AfterFunc(batchLater, func() { s.overdue(l) })
+	}
+}
+
+// overdue begins another batch where the last was begun a while ago and nobody comes whose
+// send would.
+func (s *store) overdue(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.alarm = false
+	if len(l.waiting) > 0 && l.batches < maxBatches && time.Since(l.begun) >= batchLater {
+		l.batches++
+		l.begun = time.Now()
+		go func() { s.commit(l, s.next(l)) }()
+	}
+	s.setAlarm(l)
 }
 
 // commit writes batch, and then others until nothing waits.
@@ -148,7 +174,7 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 		case err == errNotOK && execErr != nil:
 			err = execErr // nothing was sent: go-redis leaves such replies as they were
 		}
-		if cluster, ok := s.redis.(*redis.ClusterClient); ok && err != nil {
+		if cluster, ok := s.redis.(*redis.ClusterClient); ok && mayBeElsewhere(err) {
 			cluster.ReloadState(ctx) // soon, and not too often: a dead primary names no successor
 			if ctx.Err() == nil {
 				go func() { w.done <- redirect(cluster, w) }()
@@ -157,6 +183,20 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 		}
 		w.done <- err
 	}
+}
+
+// mayBeElsewhere tells whether another node may take what failed with err: where a
+// connection did, or Redis says so. Other refusals would only come twice.
+func mayBeElsewhere(err error) bool {
+	if err == nil || errors.Is(err, errClock) {
+		return false
+	}
+	refusal, refused := errors.AsType[redis.Error](err)
+	if !refused {
+		return true
+	}
+	code, _, _ := strings.Cut(refusal.Error(), " ")
+	return slices.Contains([]string{"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}, code)
 }
 
 // redirect writes w by way of the cluster's client, which finds the node that has w's

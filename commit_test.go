@@ -80,3 +80,27 @@ func TestQueueFull(t *testing.T) {
 		t.Errorf("%d refused at once, want %d or more", n, more)
 	}
 }
+
+// Writes that come while a batch is under way do not wait for its end where Redis is slow:
+// a reply that comes within the store's timeout is used.
+func TestBatchSlow(t *testing.T) {
+	needRedis(t)
+	proxy := startProxy(t, startRedis(t).addr, late(600*time.Millisecond))
+	s := openTestStore(t, "standalone", "redis://"+proxy.addr, "p:", 5*time.Second)
+	soon := time.Now().Add(time.Hour).Unix()
+	var warm sync.WaitGroup // connections are slow to make, too
+	for range 4 {
+		warm.Go(func() { must(t, s.redis.Ping(t.Context()).Err()) })
+	}
+	warm.Wait()
+	s.timeout = time.Second
+	var all sync.WaitGroup
+	for i := range 10 {
+		all.Go(func() {
+			if err := s.put(fmt.Sprintf("p:%d", i), []byte("x"), soon); err != nil {
+				t.Errorf("put %d = %v", i, err)
+			}
+		})
+	}
+	all.Wait()
+}

@@ -217,6 +217,8 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
 }
 
+var errClock = errors.New("redis's clock is off ours")
+
 // checkClock tells how far the clock of a reply to TIME, asked for at sent, is ahead of
 // ours, by more than the reply's way may account for. It fails where that is over 2 s
 // either way.
@@ -230,7 +232,7 @@ func checkClock(reply *redis.TimeCmd, sent time.Time) (ahead time.Duration, err 
 		ahead = -behind
 	}
 	if ahead.Abs() > maxSkew {
-		return ahead, fmt.Errorf("redis's clock is %s off ours, more than %s", ahead.Round(time.Millisecond), maxSkew)
+		return ahead, fmt.Errorf("%w by %s, more than %s", errClock, ahead.Round(time.Millisecond), maxSkew)
 	}
 	return ahead, nil
 }
