@@ -5,7 +5,7 @@
 // Usage:
 //
 //	authsession              serve, set up by environment variables (see README.md)
-//	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key
+//	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key, a sandbox consent page
 //	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
 //	authsession token        print a token by such a key
@@ -28,6 +28,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -60,7 +62,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	flags := flag.NewFlagSet("authsession", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	version := flags.Bool("version", false, "print the version")
-	dev := flags.Bool("dev", false, "serve with nothing set up: an embedded Redis, a throw-away key")
+	dev := flags.Bool("dev", false, "serve with nothing set up: an embedded Redis, a throw-away key, a sandbox consent page")
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, usage)
 		flags.PrintDefaults()
@@ -239,15 +241,20 @@ func healthcheck(ctx context.Context, getenv func(string) string) error {
 
 // versionText is the module's version and, where the build knew it, the revision.
 func versionText() string {
+	version, revision, goVersion := build()
+	return strings.Join(slices.DeleteFunc([]string{"authsession", version, revision, goVersion}, func(s string) bool { return s == "" }), " ")
+}
+
+// build is what this program was built from and with; "" is not known.
+func build() (version, revision, goVersion string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "authsession"
+		return "", "", ""
 	}
-	text := "authsession " + info.Main.Version
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" {
-			text += " " + setting.Value
+			revision = setting.Value
 		}
 	}
-	return text + " " + info.GoVersion
+	return info.Main.Version, revision, info.GoVersion
 }

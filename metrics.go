@@ -2,7 +2,6 @@ package main
 
 import (
 	"net/http"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -78,14 +77,7 @@ func (s *server) metrics() http.Handler {
 }
 
 func buildInfo() prometheus.Collector {
-	labels := prometheus.Labels{"version": "", "revision": "", "goversion": ""}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		labels["version"], labels["goversion"] = info.Main.Version, info.GoVersion
-		for _, setting := range info.Settings {
-			if setting.Key == "vcs.revision" {
-				labels["revision"] = setting.Value
-			}
-		}
-	}
+	version, revision, goVersion := build()
+	labels := prometheus.Labels{"version": version, "revision": revision, "goversion": goVersion}
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "authsession_build_info", Help: "1, and what was built as labels.", ConstLabels: labels}, func() float64 { return 1 })
 }
