@@ -33,7 +33,6 @@ type write struct {
 	key       string
 	value     []byte
 	expiresAt int64 // Unix seconds
-	begun     time.Time
 	deadline  time.Time
 	done      chan error // has room for the outcome: the caller may have left
 }
@@ -63,12 +62,13 @@ func (s *store) send(node *redis.Client, w *write) error {
 	}
 	l.waiting = append(l.waiting, w)
 	alone := l.batches == 0
-	begin := alone || l.batches == 1 && len(l.waiting) >= batchSome || l.batches < maxBatches && w.begun.Sub(l.begun) > batchLater
+	begin := alone || l.batches == 1 && len(l.waiting) >= batchSome
 	if begin {
 		l.batches++
 		l.begun = time.Now()
+	} else {
+		s.setAlarm(l)
 	}
-	s.setAlarm(l)
 	s.mu.Unlock()
 	switch {
 	case alone:
@@ -94,8 +94,7 @@ func (s *store) setAlarm(l *lane) {
 	}
 }
 
-// overdue begins another batch where the last was begun a while ago and nobody comes whose
-// send would.
+// overdue begins another batch where the last was begun a while ago.
 func (s *store) overdue(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

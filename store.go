@@ -156,7 +156,7 @@ func (s *store) close() error { return s.redis.Close() }
 // net/http cancels a request's when the caller half-closes, and a session is wanted then too.
 func (s *store) put(key string, value []byte, expiresAt int64) error {
 	now := time.Now()
-	w := &write{key: key, value: value, expiresAt: expiresAt, begun: now, deadline: now.Add(s.timeout), done: make(chan error, 1)}
+	w := &write{key: key, value: value, expiresAt: expiresAt, deadline: now.Add(s.timeout), done: make(chan error, 1)}
 	defer func() { s.took.Observe(time.Since(now).Seconds()) }()
 	node, err := s.nodeFor(w)
 	if err != nil {
