@@ -160,7 +160,7 @@ func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *
 		t.Fatal(err)
 	}
 	srv := newHTTPServer(ts.routes(), cfg.storeTimeout, log)
-	running.Go(func() { _ = srv.Serve(listener) })
+	running.Go(func() { _ = srv.Serve(callers{listener}) })
 	ts.addr = listener.Addr().String()
 	ts.url = "http://" + ts.addr
 	if o := cfg.redis.standalone; o != nil {

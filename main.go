@@ -156,7 +156,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	log.Info("listening", "addr", listener.Addr().String(), "version", versionText())
 	warn(cfg, log)
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(listener) }()
+	go func() { failed <- srv.Serve(callers{listener}) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)
