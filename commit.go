@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -16,11 +17,11 @@ import (
 const (
 	// As many writes as wait may go out together. A second batch is begun beside the one
 	// under way where some wait, so that neither Redis nor we are idle; a further one only
-	// where the last was begun a while ago: its connection may hang, and that must not hold
-	// up those who wait.
-	batchSize  = 64
+	// by a tick that finds the last begun a while ago: its connection may hang, and that
+	// must not hold up those who wait.
+	batchSize  = 128
 	batchSome  = 16
-	batchLater = 20 * time.Millisecond
+	tickEvery  = 20 * time.Millisecond
 	maxBatches = 4    // under way at once, to one node
 	maxWaiting = 8192 // writes, for one node
 )
@@ -30,11 +31,18 @@ var errBusy = errors.New("too many sessions wait to be written")
 
 // write is a record on its way to Redis.
 type write struct {
-	key       string
-	value     []byte
-	expiresAt int64 // Unix seconds
-	deadline  time.Time
-	done      chan error // has room for the outcome: the caller may have left
+	key      string
+	set      *redis.StatusCmd
+	deadline time.Time
+	ended    atomic.Bool
+	done     chan error // has room for the outcome
+}
+
+// end tells w's caller the outcome. The first one counts.
+func (w *write) end(err error) {
+	if w.ended.CompareAndSwap(false, true) {
+		w.done <- err
+	}
 }
 
 // lane is the writes that wait for one node, and the batches under way there.
@@ -43,11 +51,10 @@ type lane struct {
 	waiting []*write
 	batches int
 	begun   time.Time // when the last batch was
-	alarm   bool      // overdue is going to look after those who wait
 }
 
-// send hands w to the lane of node. Its outcome comes on w.done, by w's deadline or not
-// much later. Where nothing is under way to node the caller itself writes the first batch, so
+// send hands w to the lane of node. Its outcome comes on w.done, by w's deadline or a
+// tick later. Where nothing is under way to node the caller itself writes the first batch, so
 // that a lone write waits for nobody.
 func (s *store) send(node *redis.Client, w *write) error {
 	s.mu.Lock()
@@ -61,13 +68,13 @@ func (s *store) send(node *redis.Client, w *write) error {
 		return errBusy
 	}
 	l.waiting = append(l.waiting, w)
+	s.unended = append(s.unended, w)
+	s.tickLater()
 	alone := l.batches == 0
 	begin := alone || l.batches == 1 && len(l.waiting) >= batchSome
 	if begin {
 		l.batches++
 		l.begun = time.Now()
-	} else {
-		s.setAlarm(l)
 	}
 	s.mu.Unlock()
 	switch {
@@ -86,25 +93,35 @@ func (s *store) send(node *redis.Client, w *write) error {
 	return nil
 }
 
-// setAlarm sees to it that overdue is called while something waits. s.mu is held.
-func (s *store) setAlarm(l *lane) {
-	if !l.alarm && len(l.waiting) > 0 {
-		l.alarm = true
-		time.AfterFunc(batchLater, func() { s.overdue(l) })
+// tickLater sees to it that tick is called while writes have no outcome. s.mu is held.
+func (s *store) tickLater() {
+	if !s.ticking && len(s.unended) > 0 {
+		s.ticking = true
+		time.AfterFunc(tickEvery, s.tick)
 	}
 }
 
-// overdue begins another batch where the last was begun a while ago.
-func (s *store) overdue(l *lane) {
+// tick ends the writes whose time is up (one clock for all costs less than a timer each),
+// and begins another batch in the lanes whose last was begun a while ago.
+func (s *store) tick() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.alarm = false
-	if len(l.waiting) > 0 && l.batches < maxBatches && time.Since(l.begun) >= batchLater {
-		l.batches++
-		l.begun = time.Now()
-		go func() { s.commit(l, s.next(l)) }()
+	now := time.Now()
+	s.unended = slices.DeleteFunc(s.unended, func(w *write) bool {
+		if !now.Before(w.deadline) {
+			w.end(context.DeadlineExceeded)
+		}
+		return w.ended.Load()
+	})
+	for _, l := range s.lanes {
+		if len(l.waiting) > 0 && l.batches < maxBatches && now.Sub(l.begun) >= tickEvery {
+			l.batches++
+			l.begun = now
+			go func() { s.commit(l, s.next(l)) }()
+		}
 	}
-	s.setAlarm(l)
+	s.ticking = false
+	s.tickLater()
 }
 
 // commit writes batch, and then others until nothing waits.
@@ -149,11 +166,13 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 	sent := time.Now()
 	last := sent
 	pipe := node.Pipeline()
-	replies := make([]*redis.StatusCmd, len(batch))
-	for i, w := range batch {
-		if sent.Before(w.deadline) { // its caller still waits
-			replies[i] = setRecord(context.Background(), w.key, w.value, w.expiresAt)
-			_ = pipe.Process(context.Background(), replies[i])
+	for _, w := range batch {
+		if !sent.Before(w.deadline) {
+			w.end(context.DeadlineExceeded)
+			continue
+		}
+		_ = pipe.Process(context.Background(), w.set)
+		if w.deadline.After(last) {
 			last = w.deadline
 		}
 	}
@@ -162,11 +181,11 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 	clock := pipe.Time(ctx)
 	_, execErr := pipe.Exec(ctx)
 	_, clockErr := checkClock(clock, sent)
-	for i, w := range batch {
-		if replies[i] == nil {
+	for _, w := range batch {
+		if w.ended.Load() {
 			continue
 		}
-		err := stored(replies[i])
+		err := stored(w.set)
 		switch {
 		case err == nil:
 			err = clockErr
@@ -176,11 +195,11 @@ func (s *store) writeBatch(node *redis.Client, batch []*write) {
 		if cluster, ok := s.redis.(*redis.ClusterClient); ok && mayBeElsewhere(err) {
 			cluster.ReloadState(ctx) // soon, and not too often: a dead primary names no successor
 			if ctx.Err() == nil {
-				go func() { w.done <- redirect(cluster, w) }()
+				go func() { w.end(redirect(cluster, w)) }()
 				continue
 			}
 		}
-		w.done <- err
+		w.end(err)
 	}
 }
 
@@ -203,9 +222,8 @@ func mayBeElsewhere(err error) bool {
 func redirect(cluster *redis.ClusterClient, w *write) error {
 	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
 	defer cancel()
-	set := setRecord(ctx, w.key, w.value, w.expiresAt)
-	_ = cluster.Process(ctx, set)
-	if err := stored(set); err != nil {
+	_ = cluster.Process(ctx, w.set)
+	if err := stored(w.set); err != nil {
 		return err
 	}
 	node, err := cluster.MasterForKey(ctx, w.key)

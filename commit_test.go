@@ -21,7 +21,7 @@ func TestBatch(t *testing.T) {
 	soon, deadline := time.Now().Add(time.Hour).Unix(), time.Now().Add(time.Second)
 	var batch []*write
 	for i, key := range []string{"p:good1", "p:bad", "p:good2", "p:good-late", "p:good3"} {
-		w := &write{key: key, value: []byte("x"), expiresAt: soon, deadline: deadline, done: make(chan error, 1)}
+		w := &write{key: key, set: setRecord(t.Context(), key, []byte("x"), soon), deadline: deadline, done: make(chan error, 1)}
 		if i == 3 {
 			w.deadline = time.Now()
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,9 @@ const (
 
 	// Batches are few and small: the ordinary pool's connections serve them.
 	noPipelinePool = -1
+
+	// RESP3's pushes, which nobody here asks for, are looked for before each reply.
+	resp2 = 2
 )
 
 // redisOptions is how to reach Redis, in one of its modes: one member is set.
@@ -105,9 +109,11 @@ type store struct {
 	took       prometheus.Histogram // of put, in seconds
 	batchSizes prometheus.Histogram // in records
 
-	mu    sync.Mutex
-	lanes map[*redis.Client]*lane // of the nodes that something waits for
-	probe *probe                  // under way; nil: none
+	mu      sync.Mutex
+	lanes   map[*redis.Client]*lane // of the nodes that something waits for
+	unended []*write                // and some that ended since the last tick
+	ticking bool                    // tick is going to be called
+	probe   *probe                  // under way; nil: none
 }
 
 // openStore does not connect yet; the first call does. The timeouts of one step are
@@ -119,7 +125,7 @@ func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.L
 			Name: "authsession_redis_write_duration_seconds", Help: "Time of one session's write, waiting included.", Buckets: seconds,
 		}),
 		batchSizes: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "authsession_redis_batch_size", Help: "Records that went to Redis together.", Buckets: []float64{1, 2, 4, 8, 16, 32, batchSize},
+			Name: "authsession_redis_batch_size", Help: "Records that went to Redis together.", Buckets: []float64{1, 2, 4, 8, 16, 32, 64, batchSize},
 		}),
 	}
 	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
@@ -128,20 +134,20 @@ func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.L
 		o := o.sentinel
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.PipelinePoolSize = true, noPipelinePool
+		o.DisableIdentity, o.PipelinePoolSize, o.Protocol = true, noPipelinePool, resp2
 		s.redis = redis.NewFailoverClient(o)
 	case o.cluster != nil:
 		o := o.cluster
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRedirects, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig = true, noPipelinePool, off
+		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig, o.Protocol = true, noPipelinePool, off, resp2
 		o.ClusterStateReloadInterval = recheckEvery // a dead primary names no successor
 		s.redis = redis.NewClusterClient(o)
 	default:
 		o := o.standalone
 		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
 		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig = true, noPipelinePool, off
+		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig, o.Protocol = true, noPipelinePool, off, resp2
 		s.redis = redis.NewClient(o)
 	}
 	return s
@@ -156,7 +162,7 @@ func (s *store) close() error { return s.redis.Close() }
 // net/http cancels a request's when the caller half-closes, and a session is wanted then too.
 func (s *store) put(key string, value []byte, expiresAt int64) error {
 	now := time.Now()
-	w := &write{key: key, value: value, expiresAt: expiresAt, deadline: now.Add(s.timeout), done: make(chan error, 1)}
+	w := &write{key: key, set: setRecord(context.Background(), key, value, expiresAt), deadline: now.Add(s.timeout), done: make(chan error, 1)}
 	defer func() { s.took.Observe(time.Since(now).Seconds()) }()
 	node, err := s.nodeFor(w)
 	if err != nil {
@@ -165,24 +171,7 @@ func (s *store) put(key string, value []byte, expiresAt int64) error {
 	if err := s.send(node, w); err != nil {
 		return err
 	}
-	select { // a lone write is done by now
-	case err := <-w.done:
-		return err
-	default:
-	}
-	late := time.NewTimer(time.Until(w.deadline))
-	defer late.Stop()
-	select {
-	case err := <-w.done:
-		return err
-	case <-late.C:
-	}
-	select { // an outcome that came in time counts
-	case err := <-w.done:
-		return err
-	default:
-		return context.DeadlineExceeded
-	}
+	return <-w.done
 }
 
 // nodeFor is the client of the primary that w's key belongs to.
@@ -313,7 +302,7 @@ func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) e
 		s.evicts.Store(&policy)
 	}
 	cluster, ok := s.redis.(*redis.ClusterClient)
-	if members, _ := hello.Val().(map[any]any); !ok && members["mode"] == "cluster" {
+	if facts, _ := hello.Slice(); !ok && slices.Contains(facts, any("cluster")) { // its mode
 		return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
 	}
 	err := stored(set)

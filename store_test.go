@@ -173,6 +173,11 @@ func TestStore(t *testing.T) {
 			if n := len(s.lanes); n > 0 {
 				t.Errorf("%d lanes are left when nothing waits", n)
 			}
+			waitFor(t, 5*time.Second, "the ticks to end", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return len(s.unended) == 0 && !s.ticking
+			})
 		})
 	}
 }
