@@ -20,7 +20,7 @@ const (
 	// by a tick that finds the last begun a while ago: its connection may hang, and that
 	// must not hold up those who wait.
 	batchSize  = 128
-	batchSome  = 16
+	batchSome  = 32
 	tickEvery  = 20 * time.Millisecond
 	maxBatches = 4    // under way at once, to one node
 	maxWaiting = 8192 // writes, for one node

@@ -11,13 +11,14 @@ const (
 	// mostLog is how many bytes of log may wait for a reader. Beyond it lines are dropped:
 	// requests are worth more.
 	mostLog = 1 << 20
-	// logApart is how long after the last write a line counts as alone.
-	logApart = 100 * time.Microsecond
+	// logApart is how long after the last write a line counts as alone, and how long others
+	// wait for company.
+	logApart = time.Millisecond
 )
 
 // lineWriter writes to out what was written to it, whole and in order. A line that comes
-// alone is out when Write returns; under load lines go out in groups, since a system call
-// costs more than to make a line. Where out blocks, lines are dropped in the end, and
+// alone is out when Write returns; others go out in groups a millisecond later, since a
+// system call costs more than to make a line. Where out blocks, lines are dropped in the end, and
 // counted in a line of their own. Writes never fail: there is nowhere to log it.
 type lineWriter struct {
 	out io.Writer
@@ -52,17 +53,19 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 	if time.Since(l.last) > logApart {
 		l.writeGroup()
 	}
-	if l.writing {
-		go l.writeRest()
-	}
+	l.writeLater()
 	return len(p), nil
 }
 
-func (l *lineWriter) writeRest() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for l.writing {
-		l.writeGroup()
+// writeLater sees to it that what waits is written. mu is held.
+func (l *lineWriter) writeLater() {
+	if l.writing {
+		time.AfterFunc(logApart, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.writeGroup()
+			l.writeLater()
+		})
 	}
 }
 
