@@ -167,12 +167,10 @@ func addQuery(uri, query string) string {
 	switch {
 	case uri == "":
 		return ""
-	case !strings.Contains(uri, "?"):
-		return uri + "?" + query
-	case strings.HasSuffix(uri, "?") || strings.HasSuffix(uri, "&"):
-		return uri + query
+	case strings.Contains(uri, "?"):
+		return uri + "&" + query
 	}
-	return uri + "&" + query
+	return uri + "?" + query
 }
 
 // origin is that of the first URI given; "*", any, where none is or an app's has none.

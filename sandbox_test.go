@@ -255,12 +255,12 @@ func TestAddQuery(t *testing.T) {
 		{"", ""},
 		{"https://acme.com", "https://acme.com?a=b"},
 		{"https://acme.com/", "https://acme.com/?a=b"},
-		{"https://acme.com/?", "https://acme.com/?a=b"},
+		{"https://acme.com/?", "https://acme.com/?&a=b"},
 		{"https://acme.com/?x", "https://acme.com/?x&a=b"},
-		{"https://acme.com/?x=%2f+&", "https://acme.com/?x=%2f+&a=b"},
-		{"https://acme.com/?x=1?", "https://acme.com/?x=1?a=b"},
+		{"https://acme.com/?x=%2f+&", "https://acme.com/?x=%2f+&&a=b"},
+		{"https://acme.com/?x=1?", "https://acme.com/?x=1?&a=b"},
 		{"com.example.app:/", "com.example.app:/?a=b"},
-		{"com.example.app://?", "com.example.app://?a=b"},
+		{"com.example.app://?", "com.example.app://?&a=b"},
 	} {
 		if got := addQuery(test.uri, "a=b"); got != test.want {
 			t.Errorf("addQuery(%q) = %q, want %q", test.uri, got, test.want)
