@@ -209,6 +209,9 @@ func warn(cfg config, log *slog.Logger) {
 	if cfg.audience == "" {
 		log.Warn("JWT_AUDIENCE is not set: tokens meant for other services pass")
 	}
+	if o := cfg.redis.standalone; o != nil && o.TLSConfig != nil && o.TLSConfig.InsecureSkipVerify {
+		log.Warn("REDIS_URL has skip_verify: whoever answers there passes for Redis")
+	}
 }
 
 // healthcheck asks the service that runs with the same environment whether it is ready.

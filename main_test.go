@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -203,6 +205,18 @@ func TestProcessServes(t *testing.T) {
 	for _, warning := range []string{"JWT_ISSUER is not set", "JWT_AUDIENCE is not set"} {
 		if !strings.Contains(log, warning) {
 			t.Errorf("no warning %q", warning)
+		}
+	}
+}
+
+func TestWarn(t *testing.T) {
+	for query, want := range map[string]bool{"": false, "?skip_verify=false": false, "?skip_verify=true": true} {
+		cfg, err := loadTestConfig(map[string]string{"REDIS_URL": "rediss://redis.example" + query})
+		must(t, err)
+		var log bytes.Buffer
+		warn(cfg, slog.New(slog.NewJSONHandler(&log, nil)))
+		if strings.Contains(log.String(), "skip_verify") != want {
+			t.Errorf("REDIS_URL with %q warns %s", query, log.String())
 		}
 	}
 }
