@@ -414,6 +414,7 @@ func TestKeySetSkipsKeys(t *testing.T) {
 		withPrivate(private), withPrivate(privateRSA), withPrivate(privateEd),
 	}
 	ts := newKeySetServer(t, nil, append(skipped, good.public())...)
+	waitFor(t, 5*time.Second, "the log line", func() bool { return strings.Contains(ts.log.String(), "key set loaded") })
 	if line := ts.log.line(t, "msg", "key set loaded"); line["keys"] != 1.0 || line["skipped"] != float64(len(skipped)) {
 		t.Errorf("log has %v keys and %v skipped, want 1 and %d", line["keys"], line["skipped"], len(skipped))
 	}

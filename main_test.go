@@ -79,7 +79,8 @@ func startProcess(t testing.TB, env map[string]string, args ...string) *service 
 	return s
 }
 
-// startService is startProcess on a free port, once it listens.
+// startService is startProcess on a free port, once it listens, and -dev has printed
+// what it prints (before that, but by another pipe).
 func startService(t testing.TB, env map[string]string, args ...string) *service {
 	t.Helper()
 	if env["ADDR"] == "" {
@@ -87,7 +88,9 @@ func startService(t testing.TB, env map[string]string, args ...string) *service 
 	}
 	s := startProcess(t, env, args...)
 	address := regexp.MustCompile(`"msg":"listening","addr":"([^"]+)"`)
-	waitFor(t, 10*time.Second, "the service to listen", func() bool { return address.MatchString(s.log.String()) })
+	waitFor(t, 10*time.Second, "the service to listen", func() bool {
+		return address.MatchString(s.log.String()) && (len(args) == 0 || s.stdout.String() != "")
+	})
 	s.url = "http://" + address.FindStringSubmatch(s.log.String())[1]
 	return s
 }
@@ -302,7 +305,7 @@ func TestProcessSlowRedis(t *testing.T) {
 // answered; then it exits with 0.
 func TestProcessDrains(t *testing.T) {
 	env := serviceEnv(t, startProxy(t, testRedisAddr(t), late(300*time.Millisecond)).addr)
-	env["STORE_TIMEOUT"], env["DRAIN_DELAY"] = "5s", "1s"
+	env["STORE_TIMEOUT"], env["DRAIN_DELAY"] = "5s", "2s"
 	s := startService(t, env)
 	token := ecKey().sign(t, goodClaims())
 	waitFor(t, 10*time.Second, "the first session", func() bool { status, _ := s.post(token); return status == 200 })
@@ -313,7 +316,7 @@ func TestProcessDrains(t *testing.T) {
 		go func() { status, _ := s.post(token); statuses <- status }()
 	}
 	s.signal(t, syscall.SIGTERM)
-	waitFor(t, time.Second, "/readyz to be 503", func() bool {
+	waitFor(t, 2*time.Second, "/readyz to be 503", func() bool {
 		status, body := s.get("/readyz")
 		return status == 503 && strings.Contains(body, "shutting down")
 	})
@@ -401,9 +404,10 @@ func TestProcessDev(t *testing.T) {
 
 // The README's figures of start and size, with room for a slow machine.
 func TestProcessIsSmall(t *testing.T) {
+	env, token := serviceEnv(t, testRedisAddr(t)), ecKey().sign(t, goodClaims())
+	binary(t) // is built
 	began := time.Now()
-	s := startService(t, serviceEnv(t, testRedisAddr(t)))
-	token := ecKey().sign(t, goodClaims())
+	s := startService(t, env)
 	waitFor(t, 5*time.Second, "the first session", func() bool { status, _ := s.post(token); return status == 200 })
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("start to first answer took %s", took)

@@ -44,6 +44,7 @@ func TestMetrics(t *testing.T) {
 	wantError(t, ts.post(t, "a.b.SECRET", goodBody), 401, "unauthorized")
 	wantError(t, ts.do(t, "SECRETMETHOD", "/SECRET-path", nil, nil), 404, "not_found")
 	must(t, ts.store.check())
+	waitFor(t, 5*time.Second, "the end of the first fetch", func() bool { return ts.verifier.keys.fetched.Load() > 0 })
 	text := ts.scrape(t)
 	for _, want := range []string{
 		`authsession_http_requests_total{code="200",error="",route="/auth/session"} 3`,
