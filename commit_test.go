@@ -53,7 +53,7 @@ func TestBatch(t *testing.T) {
 func TestQueueFull(t *testing.T) {
 	needRedis(t)
 	p := startRedis(t)
-	s := openTestStore(t, "standalone", "redis://"+p.addr, "p:", 2*time.Second)
+	s := openTestStore(t, "standalone", "redis://"+p.addr, "p:", 5*time.Second)
 	soon := time.Now().Add(time.Hour).Unix()
 	noise := listenForNoise(t)
 	must(t, s.put("p:first", []byte("x"), soon))
@@ -72,7 +72,7 @@ func TestQueueFull(t *testing.T) {
 		switch {
 		case c.err == errBusy && c.took < time.Second+extra:
 			refused++
-		case c.err == nil, c.err == errBusy, c.took > 3*time.Second+extra:
+		case c.err == nil, c.err == errBusy, c.took > 6*time.Second+extra:
 			t.Errorf("put = %v after %s; noise %s", c.err, c.took, extra)
 		}
 	}
