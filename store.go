@@ -157,7 +157,7 @@ func (s *store) close() error { return s.redis.Close() }
 
 // put writes value under key, to be dropped at expiresAt, a Unix second to come. nil means that
 // the primary has answered OK; after any other outcome the record may be there, and
-// if so dies at expiresAt. It ends within the store's timeout, with
+// if so dies at expiresAt. It ends within the store's timeout and a tick, with
 // context.DeadlineExceeded where Redis took longer. There is no caller's context:
 // net/http cancels a request's when the caller half-closes, and a session is wanted then too.
 func (s *store) put(key string, value []byte, expiresAt int64) error {
