@@ -35,7 +35,7 @@ type write struct {
 	set      *redis.StatusCmd
 	deadline time.Time
 	ended    atomic.Bool
-	done     chan error // has room for the outcome
+	done     chan error // holds one, so that end never waits
 }
 
 // end tells w's caller the outcome. The first one counts.
@@ -50,7 +50,7 @@ type lane struct {
 	node    *redis.Client
 	waiting []*write
 	batches int
-	begun   time.Time // when the last batch was
+	begun   time.Time // when a batch was last begun or taken
 }
 
 // send hands w to the lane of node. Its outcome comes on w.done, by w's deadline or a

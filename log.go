@@ -19,7 +19,8 @@ const (
 // lineWriter writes to out what was written to it, whole and in order. A line that comes
 // alone is out when Write returns; others go out in groups a millisecond later, since a
 // system call costs more than to make a line. Where out blocks, lines are dropped in the
-// end, and counted in a line of their own. Writes never fail: there is nowhere to log it.
+// end, and counted in a line of their own. A process that is killed loses the last
+// millisecond's. Writes never fail: there is nowhere to log it.
 type lineWriter struct {
 	out io.Writer
 

@@ -39,7 +39,7 @@ const (
 	// Batches are few and small: the ordinary pool's connections serve them.
 	noPipelinePool = -1
 
-	// RESP3's pushes, which nobody here asks for, are looked for before each reply.
+	// With RESP3 go-redis would look before each reply for pushes, which nobody here asks for.
 	resp2 = 2
 )
 
@@ -110,8 +110,8 @@ type store struct {
 	batchSizes prometheus.Histogram // in records
 
 	mu      sync.Mutex
-	lanes   map[*redis.Client]*lane // of the nodes that something waits for
-	unended []*write                // and some that ended since the last tick
+	lanes   map[*redis.Client]*lane // of the nodes that writes wait for or are on their way to
+	unended []*write                // those without an outcome, and some that had theirs since the last tick
 	ticking bool                    // tick is going to be called
 	probe   *probe                  // under way; nil: none
 }
@@ -157,7 +157,7 @@ func (s *store) close() error { return s.redis.Close() }
 
 // put writes value under key, to be dropped at expiresAt, a Unix second to come. nil means that
 // the primary has answered OK; after any other outcome the record may be there, and
-// if so dies at expiresAt. It ends within the store's timeout and a tick, with
+// if so dies at expiresAt. It ends by the store's timeout or a tick or two later, with
 // context.DeadlineExceeded where Redis took longer. There is no caller's context:
 // net/http cancels a request's when the caller half-closes, and a session is wanted then too.
 func (s *store) put(key string, value []byte, expiresAt int64) error {
