@@ -50,11 +50,11 @@ type lane struct {
 	node    *redis.Client
 	waiting []*write
 	batches int
-	begun   time.Time // when a batch was last begun or taken
+	begun   time.Time // when the last batch was taken off those that wait
 }
 
 // send hands w to the lane of node. Its outcome comes on w.done, by w's deadline or a
-// tick later. Where nothing is under way to node the caller itself writes the first batch, so
+// tick or two later. Where nothing is under way to node the caller itself writes the first batch, so
 // that a lone write waits for nobody.
 func (s *store) send(node *redis.Client, w *write) error {
 	s.mu.Lock()
@@ -74,7 +74,6 @@ func (s *store) send(node *redis.Client, w *write) error {
 	begin := alone || l.batches == 1 && len(l.waiting) >= batchSome
 	if begin {
 		l.batches++
-		l.begun = time.Now()
 	}
 	s.mu.Unlock()
 	switch {
@@ -116,7 +115,6 @@ func (s *store) tick() {
 	for _, l := range s.lanes {
 		if len(l.waiting) > 0 && l.batches < maxBatches && now.Sub(l.begun) >= tickEvery {
 			l.batches++
-			l.begun = now
 			go func() { s.commit(l, s.next(l)) }()
 		}
 	}

@@ -86,7 +86,7 @@ func (l *lineWriter) writeGroup() {
 	l.written.Broadcast()
 }
 
-// flush returns when all that was written before is out, or after atMost.
+// flush returns when nothing waits to be written, or after atMost.
 func (l *lineWriter) flush(atMost time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
