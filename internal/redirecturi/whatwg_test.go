@@ -1,0 +1,56 @@
+package redirecturi
+
+import (
+	"encoding/json"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+)
+
+// What Check accepts, browsers read as it does: the same scheme, the same host, no userinfo. testdata/whatwg.mjs wrote
+// down how they read each row.
+func TestCheckLikeBrowsers(t *testing.T) {
+	data, err := os.ReadFile("testdata/whatwg.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]string
+	if err := json.Unmarshal(data, &rows); err != nil {
+		t.Fatal(err)
+	}
+	accepted := 0
+	for _, row := range rows {
+		uri := row[0]
+		if Check(uri) != nil {
+			continue
+		}
+		accepted++
+		scheme, _, _ := strings.Cut(strings.ToLower(uri), ":")
+		u, err := url.Parse(uri)
+		if len(row) == 1 || err != nil {
+			// After a private-use scheme's slashes stands what its app likes, a port of "80a" too. A parser that
+			// refuses that leads nobody astray.
+			if !strings.Contains(scheme, ".") {
+				t.Errorf("%q is accepted; Go says %v, browsers %q", uri, err, row[1:])
+			}
+			continue
+		}
+		protocol, hostname, username := row[1], row[2], row[3]
+		if scheme != u.Scheme || scheme+":" != protocol || username != "" || u.User != nil {
+			t.Errorf("%q: scheme %q and user %v in Go, %q and %q in browsers", uri, u.Scheme, u.User, protocol, username)
+		}
+		host := u.Hostname()
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		// Browsers write an IPv4 address inside an IPv6 one in hex.
+		inHex := strings.Contains(host, ":ffff:1.2.3.4")
+		if web := protocol == "https:" || protocol == "http:"; web && !strings.EqualFold(host, hostname) && !inHex {
+			t.Errorf("%q: host %q in Go, %q in browsers", uri, host, hostname)
+		}
+	}
+	if accepted < 100 {
+		t.Fatalf("%d of %d rows accepted: the table does not test much", accepted, len(rows))
+	}
+}
