@@ -1,0 +1,104 @@
+package redistest
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"authsession/internal/testkit"
+)
+
+// Proxy stands between a client and its Redis.
+type Proxy struct {
+	Addr string
+
+	redisAddr string
+	mode      atomic.Pointer[Mode]
+	listener  *net.TCPListener
+	accepting sync.WaitGroup
+	conns     []net.Conn // ever accepted; accept's while it runs
+}
+
+// Mode is what becomes of a reply.
+type Mode func(client *net.TCPConn, reply []byte)
+
+// Pass passes a reply on.
+func Pass(client *net.TCPConn, reply []byte) { _, _ = client.Write(reply) }
+
+// Late passes replies on later.
+func Late(by time.Duration) Mode {
+	return func(client *net.TCPConn, reply []byte) {
+		time.Sleep(by)
+		Pass(client, reply)
+	}
+}
+
+var timeReply = regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n\$`)
+
+// ClockAhead answers TIME by a clock that is so far ahead.
+func ClockAhead(by time.Duration) Mode {
+	return func(client *net.TCPConn, reply []byte) {
+		Pass(client, timeReply.ReplaceAllFunc(reply, func(b []byte) []byte {
+			n, _ := strconv.ParseInt(string(b[9:19]), 10, 64)
+			return fmt.Appendf(nil, "*2\r\n$10\r\n%d\r\n$", n+int64(by/time.Second))
+		}))
+	}
+}
+
+// StartProxy runs a proxy on a free port.
+func StartProxy(t testing.TB, redisAddr string, mode Mode) *Proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	testkit.Must(t, err)
+	p := &Proxy{Addr: l.Addr().String(), redisAddr: redisAddr, listener: l.(*net.TCPListener)}
+	p.Set(mode)
+	p.accepting.Go(p.accept)
+	t.Cleanup(func() {
+		_ = p.listener.Close()
+		p.accepting.Wait()
+		for _, c := range p.conns {
+			_ = c.Close()
+		}
+	})
+	return p
+}
+
+// Set changes the mode, from the next reply on.
+func (p *Proxy) Set(mode Mode) { p.mode.Store(&mode) }
+
+func (p *Proxy) accept() {
+	for {
+		client, err := p.listener.AcceptTCP()
+		if err != nil {
+			return
+		}
+		p.conns = append(p.conns, client)
+		go p.serve(client)
+	}
+}
+
+func (p *Proxy) serve(client *net.TCPConn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", p.redisAddr)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() {
+		_, _ = io.Copy(server, client)
+		_ = server.Close() // ends the loop below
+	}()
+	for buf := make([]byte, 64<<10); ; {
+		n, err := server.Read(buf)
+		if err != nil {
+			return
+		}
+		(*p.mode.Load())(client, buf[:n])
+	}
+}
