@@ -88,7 +88,9 @@ func start() (*bench, error) {
 	}
 	redisAddr := freeAddr()
 	_, port, _ := net.SplitHostPort(redisAddr)
-	if b.redis, err = b.launch(redisAddr, nil, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", b.dir); err != nil {
+	b.redis, err = b.launch(redisAddr, nil,
+		"redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", b.dir)
+	if err != nil {
 		return b, err
 	}
 	b.client = redis.NewClient(&redis.Options{Addr: redisAddr})
@@ -96,11 +98,12 @@ func start() (*bench, error) {
 	if b.floor, err = b.launch(addr, nil, floorBin, addr, redisAddr); err != nil {
 		return b, err
 	}
-	// -dev makes a key and a token; Redis and all else are as in production. The log goes
-	// to a file, a line a request.
+	// -dev makes a key and a token; Redis and all else are as in production. The log goes to a file, a line a request.
 	addr = freeAddr()
 	began := time.Now()
-	if b.service, err = b.launch(addr, []string{"ADDR=" + addr, "AUTH_URL=https://consent.example/", "REDIS_URL=redis://" + redisAddr, "JWT_ALGORITHMS=RS256", "JWT_ISSUER=bench", "JWT_AUDIENCE=bench"}, serviceBin, "-dev"); err != nil {
+	env := []string{"ADDR=" + addr, "AUTH_URL=https://consent.example/", "REDIS_URL=redis://" + redisAddr,
+		"JWT_ALGORITHMS=RS256", "JWT_ISSUER=bench", "JWT_AUDIENCE=bench"}
+	if b.service, err = b.launch(addr, env, serviceBin, "-dev"); err != nil {
 		return b, err
 	}
 	if b.token, err = b.readToken(); err != nil {
@@ -204,7 +207,8 @@ func (p *process) cpu() time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-const usualBody = `{ "cancel_uri": "https://acme.com/cancel", "end_user_id": "eu_2yRHN2ag2y4p8kCtm5DOeccZEXB", "institution_id": "10", "redirect_uri": "https://acme.com/success" }`
+const usualBody = `{ "cancel_uri": "https://acme.com/cancel", "end_user_id": "eu_2yRHN2ag2y4p8kCtm5DOeccZEXB", ` +
+	`"institution_id": "10", "redirect_uri": "https://acme.com/success" }`
 
 var longBody = strings.NewReplacer(
 	"https://acme.com/cancel", "https://acme.com/cancel?state="+strings.Repeat("c", 2000),
@@ -224,8 +228,9 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer %s"
 wrk.body = %q
 done = function(summary, latency)
-  print(string.format("RESULT %%d %%d %%d %%d %%d", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+  local e = summary.errors
+  print(string.format("RESULT %%d %%d %%d %%d %%d", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), e.status + e.connect + e.read + e.write + e.timeout))
 end
 `, b.token, body)
 	if err := os.WriteFile(script, []byte(lua), 0o600); err != nil {
@@ -234,7 +239,8 @@ end
 	cpu, redisCPU := p.cpu(), b.redis.cpu()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(seconds+30)*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "wrk", "-t1", "-c", strconv.Itoa(connections), "-d", strconv.Itoa(seconds)+"s", "-s", script, "http://"+p.addr+"/auth/session").CombinedOutput()
+	out, err := exec.CommandContext(ctx, "wrk", "-t1", "-c", strconv.Itoa(connections),
+		"-d", strconv.Itoa(seconds)+"s", "-s", script, "http://"+p.addr+"/auth/session").CombinedOutput()
 	if err != nil {
 		return sample{}, fmt.Errorf("wrk: %v: %s", err, out)
 	}
@@ -252,7 +258,9 @@ end
 
 // compare runs both in turns, and returns the medians of service, floor, and their ratio
 // within each round.
-func (b *bench) compare(rounds, seconds, connections int, body string, keep bool) (service, floor, ratio sample, err error) {
+func (b *bench) compare(rounds, seconds, connections int, body string, keep bool) (
+	service, floor, ratio sample, err error,
+) {
 	var services, floors, ratios []sample
 	for range rounds {
 		if !keep {
@@ -269,7 +277,8 @@ func (b *bench) compare(rounds, seconds, connections int, body string, keep bool
 			return service, floor, ratio, err
 		}
 		services, floors = append(services, s), append(floors, f)
-		ratios = append(ratios, sample{s.rate / f.rate, s.p50 / f.p50, s.p99 / f.p99, s.cpu / f.cpu, s.redisCPU / f.redisCPU, s.rssMB / f.rssMB})
+		ratios = append(ratios, sample{s.rate / f.rate, s.p50 / f.p50, s.p99 / f.p99,
+			s.cpu / f.cpu, s.redisCPU / f.redisCPU, s.rssMB / f.rssMB})
 	}
 	return median(services), median(floors), median(ratios), nil
 }
@@ -284,17 +293,25 @@ func median(samples []sample) sample {
 		return values[len(values)/2]
 	}
 	return sample{
-		of(func(s sample) float64 { return s.rate }), of(func(s sample) float64 { return s.p50 }), of(func(s sample) float64 { return s.p99 }),
-		of(func(s sample) float64 { return s.cpu }), of(func(s sample) float64 { return s.redisCPU }), of(func(s sample) float64 { return s.rssMB }),
+		of(func(s sample) float64 { return s.rate }),
+		of(func(s sample) float64 { return s.p50 }),
+		of(func(s sample) float64 { return s.p99 }),
+		of(func(s sample) float64 { return s.cpu }),
+		of(func(s sample) float64 { return s.redisCPU }),
+		of(func(s sample) float64 { return s.rssMB }),
 	}
 }
 
 func (b *bench) run(rounds, seconds int, short bool) error {
 	var out strings.Builder
-	fmt.Fprintf(&out, "Written by `go run ./bench` on %d cores (%s), shared by Redis, the service and wrk: medians of %d rounds of %d s.\n\n", runtime.NumCPU(), runtime.Version(), rounds, seconds)
-	fmt.Fprintf(&out, "Binary %.1f MB; start to first answer %d ms; resident memory idle %.0f MB.\n\n", b.binSize, b.startToFirst.Milliseconds(), b.idleRSS)
+	fmt.Fprintf(&out, "Written by `go run ./bench` on %d cores (%s), shared by Redis, the service and wrk: "+
+		"medians of %d rounds of %d s.\n\n", runtime.NumCPU(), runtime.Version(), rounds, seconds)
+	fmt.Fprintf(&out, "Binary %.1f MB; start to first answer %d ms; resident memory idle %.0f MB.\n\n",
+		b.binSize, b.startToFirst.Milliseconds(), b.idleRSS)
 	out.WriteString("Each cell: the service / the floor, and the median ratio.\n\n")
-	out.WriteString("| connections | requests/s | p50 ms | p99 ms | CPU µs/request | Redis CPU µs/request | memory MB |\n|---|---|---|---|---|---|---|\n")
+	const columns = "| requests/s | p50 ms | p99 ms | CPU µs/request | Redis CPU µs/request | memory MB |\n" +
+		"|---|---|---|---|---|---|---|\n"
+	out.WriteString("| connections " + columns)
 	var rates [][2]float64
 	for _, c := range connections {
 		s, f, r, err := b.compare(rounds, seconds, c, usualBody, false)
@@ -304,7 +321,7 @@ func (b *bench) run(rounds, seconds int, short bool) error {
 		rates = append(rates, [2]float64{s.rate, f.rate})
 		row(&out, strconv.Itoa(c), s, f, r)
 	}
-	out.WriteString("\n64 connections, as cost grows:\n\n| | requests/s | p50 ms | p99 ms | CPU µs/request | Redis CPU µs/request | memory MB |\n|---|---|---|---|---|---|---|\n")
+	out.WriteString("\n64 connections, as cost grows:\n\n| " + columns)
 	few := min(rounds, 3)
 	s, f, r, err := b.compare(few, seconds, 64, longBody, false)
 	if err != nil {
@@ -364,7 +381,10 @@ func (b *bench) fill(sessions int) (float64, error) {
 	for done := 0; done < sessions; done += 10_000 {
 		pipe := b.client.Pipeline()
 		for i := done; i < done+10_000; i++ {
-			value := fmt.Sprintf(`{"v":1,"id":"01m82zc9k9jjtp0wq3n5ad4p7q","client_id":"acme","end_user_id":"eu_2yRHN2ag2y4p8kCtm5DOeccZEXB","institution_id":"10","redirect_uri":"https://acme.com/success","cancel_uri":"https://acme.com/cancel","created_at":1795396347,"expires_at":%d}`, expires)
+			value := fmt.Sprintf(`{"v":1,"id":"01m82zc9k9jjtp0wq3n5ad4p7q","client_id":"acme",`+
+				`"end_user_id":"eu_2yRHN2ag2y4p8kCtm5DOeccZEXB","institution_id":"10",`+
+				`"redirect_uri":"https://acme.com/success","cancel_uri":"https://acme.com/cancel",`+
+				`"created_at":1795396347,"expires_at":%d}`, expires)
 			pipe.Do(ctx, "SET", fmt.Sprintf("auth_session:%064x", i), value, "EXAT", expires)
 		}
 		if _, err := pipe.Exec(ctx); err != nil {
@@ -394,22 +414,26 @@ func chart(rates [][2]float64) string {
 	most = math.Ceil(most/5000) * 5000
 	y := func(v float64) float64 { return 30 + (height-30-bottom)*(1-v/most) }
 	var s strings.Builder
-	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12" role="img" aria-label="Requests a second by connections, service and floor">
+	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" `+
+		`font-size="12" role="img" aria-label="Requests a second by connections, service and floor">
 <style>
 .t{fill:#24292f}.g{stroke:#d0d7de}.s{fill:#0969da}.f{fill:#8c959f}
 @media(prefers-color-scheme:dark){.t{fill:#e6edf3}.g{stroke:#30363d}.s{fill:#4493f8}.f{fill:#6e7681}}
 </style>
 `, width, height)
 	for v := 0.0; v <= most; v += 5000 {
-		fmt.Fprintf(&s, `<line class="g" x1="%d" x2="%d" y1="%.1f" y2="%.1f"/><text class="t" x="%d" y="%.1f" text-anchor="end">%.0f</text>`+"\n", left, width-10, y(v), y(v), left-6, y(v)+4, v)
+		fmt.Fprintf(&s, `<line class="g" x1="%d" x2="%d" y1="%.1f" y2="%.1f"/>`, left, width-10, y(v), y(v))
+		fmt.Fprintf(&s, `<text class="t" x="%d" y="%.1f" text-anchor="end">%.0f</text>`+"\n", left-6, y(v)+4, v)
 	}
 	group := float64(width-left-10) / float64(len(rates))
 	for i, r := range rates {
 		x := left + group*float64(i) + group/2
 		for j, class := range []string{"s", "f"} {
-			fmt.Fprintf(&s, `<rect class="%s" x="%.1f" y="%.1f" width="34" height="%.1f"/>`+"\n", class, x-36+38*float64(j), y(r[j]), float64(height-bottom)-y(r[j]))
+			fmt.Fprintf(&s, `<rect class="%s" x="%.1f" y="%.1f" width="34" height="%.1f"/>`+"\n",
+				class, x-36+38*float64(j), y(r[j]), float64(height-bottom)-y(r[j]))
 		}
-		fmt.Fprintf(&s, `<text class="t" x="%.1f" y="%d" text-anchor="middle">%d</text>`+"\n", x, height-bottom+16, connections[i])
+		fmt.Fprintf(&s, `<text class="t" x="%.1f" y="%d" text-anchor="middle">%d</text>`+"\n",
+			x, height-bottom+16, connections[i])
 	}
 	fmt.Fprintf(&s, `<text class="t" x="%d" y="%d" text-anchor="middle">connections</text>
 <rect class="s" x="%d" y="8" width="12" height="12"/><text class="t" x="%d" y="18">authsession, requests/s</text>

@@ -113,7 +113,8 @@ func TestFault(t *testing.T) {
 		w.Header().Set("Content-Type", "application/vnd.goa.error")
 		w.Header().Set("goa-error", "fault")
 		w.WriteHeader(http.StatusInternalServerError)
-		fmt.Fprint(w, `{"fault":true,"id":"1","message":"something is wrong on our side","name":"fault","temporary":false,"timeout":false}`)
+		fmt.Fprint(w, `{"fault":true,"id":"1","message":"something is wrong on our side","name":"fault",`+
+			`"temporary":false,"timeout":false}`)
 	}))
 	defer standIn.Close()
 	c := newClient(standIn.Listener.Addr().String(), http.DefaultClient)

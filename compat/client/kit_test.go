@@ -106,7 +106,8 @@ func startRedis(t *testing.T) *redis {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "socket")
-	return &redis{start(t, nil, "redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--dir", dir), "unix://" + socket}
+	server := start(t, nil, "redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--dir", dir)
+	return &redis{server, "unix://" + socket}
 }
 
 // pause makes Redis keep its connections and answer nothing.
@@ -127,7 +128,8 @@ func startService(t *testing.T, r *redis) *service {
 	t.Helper()
 	keySet := filepath.Join(t.TempDir(), "jwks.json")
 	x := base64.RawURLEncoding.EncodeToString(key.Public().(ed25519.PublicKey))
-	if err := os.WriteFile(keySet, fmt.Appendf(nil, `{"keys":[{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","use":"sig","x":%q}]}`, x), 0o600); err != nil {
+	set := fmt.Appendf(nil, `{"keys":[{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","use":"sig","x":%q}]}`, x)
+	if err := os.WriteFile(keySet, set, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := start(t, []string{

@@ -49,7 +49,8 @@ func TestCompose(t *testing.T) {
 	}
 	project := load(t, text)
 	for name, s := range project.Services {
-		if !s.ReadOnly || s.Privileged || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Equal(s.SecurityOpt, []string{"no-new-privileges:true"}) {
+		if !s.ReadOnly || s.Privileged || !slices.Equal(s.CapDrop, []string{"ALL"}) ||
+			!slices.Equal(s.SecurityOpt, []string{"no-new-privileges:true"}) {
 			t.Errorf("%s has privileges: %+v", name, s)
 		}
 		if uid, _, _ := strings.Cut(s.User, ":"); uid == "" || uid == "0" || uid == "root" {
@@ -89,13 +90,15 @@ func TestCompose(t *testing.T) {
 	if env["JWT_ISSUER"] != "https://login.example" || env["JWT_AUDIENCE"] != "" {
 		t.Errorf("issuer and audience are %q and %q", env["JWT_ISSUER"], env["JWT_AUDIENCE"])
 	}
-	if command := strings.Join(project.Services["redis"].Command, " "); !strings.Contains(command, "--appendonly yes") || !strings.Contains(command, "--maxmemory-policy noeviction") {
+	command := strings.Join(project.Services["redis"].Command, " ")
+	if !strings.Contains(command, "--appendonly yes") || !strings.Contains(command, "--maxmemory-policy noeviction") {
 		t.Errorf("redis runs as %q", command)
 	}
 
 	// With TLS turned on as the file says.
 	gateway := load(t, bytes.ReplaceAll(text, []byte("# TLS - "), []byte("- "))).Services["gateway"]
-	if before := project.Services["gateway"]; len(gateway.Volumes) != len(before.Volumes)+2 || len(gateway.Ports) != len(before.Ports)+1 {
+	before := project.Services["gateway"]
+	if len(gateway.Volumes) != len(before.Volumes)+2 || len(gateway.Ports) != len(before.Ports)+1 {
 		t.Errorf("with TLS: volumes %v, ports %v", gateway.Volumes, gateway.Ports)
 	}
 }
@@ -124,7 +127,8 @@ func wantConfig(t *testing.T, file string, env map[string]string, grace time.Dur
 		}
 		run.Env = append(run.Env, name+"="+value)
 	}
-	if out, err := run.CombinedOutput(); err == nil || !bytes.Contains(out, []byte(`"cause":"ADDR must be host:port or :port"`)) {
+	out, err := run.CombinedOutput()
+	if err == nil || !bytes.Contains(out, []byte(`"cause":"ADDR must be host:port or :port"`)) {
 		t.Errorf("%s: with its variables and a wrong ADDR the service says %s, want nothing but ADDR", file, out)
 	}
 	needed := 2 * time.Second
@@ -175,8 +179,9 @@ func TestKubernetes(t *testing.T) {
 	template := deployment.Spec.Template
 	pod := template.Spec
 	for what, selector := range map[string]*metav1.LabelSelector{
-		"Deployment": deployment.Spec.Selector, "PodDisruptionBudget": budget.Spec.Selector, "NetworkPolicy": &policy.Spec.PodSelector,
-		"Service": {MatchLabels: service.Spec.Selector}, "spread": pod.TopologySpreadConstraints[0].LabelSelector,
+		"Deployment": deployment.Spec.Selector, "PodDisruptionBudget": budget.Spec.Selector,
+		"NetworkPolicy": &policy.Spec.PodSelector,
+		"Service":       {MatchLabels: service.Spec.Selector}, "spread": pod.TopologySpreadConstraints[0].LabelSelector,
 	} {
 		s, err := metav1.LabelSelectorAsSelector(selector)
 		if err != nil || s.Empty() || !s.Matches(labels.Set(template.Labels)) {
@@ -193,11 +198,14 @@ func TestKubernetes(t *testing.T) {
 			t.Errorf("a probe asks %s on %v, want %s", probe.HTTPGet.Path, probe.HTTPGet.Port, what)
 		}
 	}
-	if target := service.Spec.Ports[0].TargetPort.StrVal; len(service.Spec.Ports) != 1 || target != "http" || !ports[target] {
+	target := service.Spec.Ports[0].TargetPort.StrVal
+	if len(service.Spec.Ports) != 1 || target != "http" || !ports[target] {
 		t.Errorf("the Service's ports are %v, want http alone", service.Spec.Ports)
 	}
-	if s := c.SecurityContext; !*pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault ||
-		!*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+	if s := c.SecurityContext; !*pod.SecurityContext.RunAsNonRoot ||
+		pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault ||
+		!*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation ||
+		!slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
 		t.Error("the pod has privileges")
 	}
 	if n := *deployment.Spec.Replicas; n < 2 || budget.Spec.MaxUnavailable.IntValue() >= int(n) {
