@@ -70,9 +70,9 @@ type Stats struct {
 
 // Verifier checks tokens. Its methods may be called at the same time.
 type Verifier struct {
-	Config
-	keys *keySet
-	now  func() time.Time
+	config Config
+	keys   *keySet
+	now    func() time.Time
 
 	rememberedCount, verifiedCount, refusedCount atomic.Uint64
 
@@ -91,7 +91,7 @@ type rememberedToken struct {
 // New returns a Verifier that refuses all tokens with ErrNoKeys until Run has loaded the key set.
 func New(c Config, log *slog.Logger) *Verifier {
 	return &Verifier{
-		Config:     c,
+		config:     c,
 		keys:       newKeySet(c.JWKSURL, c.Algorithms, log),
 		now:        time.Now,
 		remembered: map[[sha256.Size]byte]rememberedToken{},
@@ -158,7 +158,7 @@ func (v *Verifier) verifyNow(token string) (bearer Bearer, exp float64, err erro
 		return Bearer{}, 0, err
 	}
 	// The library's errors quote the token, so they are not passed on.
-	signed, err := jose.ParseSignedCompact(token, v.Algorithms)
+	signed, err := jose.ParseSignedCompact(token, v.config.Algorithms)
 	if err != nil {
 		return Bearer{}, 0, errors.New("malformed, or signed with an algorithm that is not allowed")
 	}
@@ -271,7 +271,7 @@ func (v *Verifier) checkClaims(payload []byte) (bearer Bearer, exp float64, err 
 		return bearer, 0, errors.New("no exp")
 	case now >= exp+leeway: // RFC 7519, section 4.1.4: before it, not at it
 		return bearer, 0, errors.New("expired")
-	case exp-now > v.MaxLifetime.Seconds():
+	case exp-now > v.config.MaxLifetime.Seconds():
 		return bearer, 0, errors.New("exp is further away than JWT_MAX_LIFETIME")
 	}
 	for _, name := range []string{"nbf", "iat"} {
@@ -283,13 +283,13 @@ func (v *Verifier) checkClaims(payload []byte) (bearer Bearer, exp float64, err 
 			return bearer, 0, fmt.Errorf("%s is in the future", name)
 		}
 	}
-	if v.Issuer != "" && claims.text("iss") != v.Issuer {
+	if v.config.Issuer != "" && claims.text("iss") != v.config.Issuer {
 		return bearer, 0, errors.New("iss is not JWT_ISSUER")
 	}
-	if v.Audience != "" && claims.text("aud") != v.Audience && !slices.Contains(claims.texts("aud"), v.Audience) {
+	if want := v.config.Audience; want != "" && claims.text("aud") != want && !slices.Contains(claims.texts("aud"), want) {
 		return bearer, 0, errors.New("aud does not have JWT_AUDIENCE")
 	}
-	for _, name := range v.ClientClaims {
+	for _, name := range v.config.ClientClaims {
 		if client := claims.text(name); client != "" {
 			return Bearer{client, claims.holdsScope("scope") || claims.holdsScope("scp")}, exp, nil
 		}
