@@ -1,0 +1,347 @@
+// Package groupcommit writes records to Redis. Writes that wait at the same time share a pipeline, and so a round trip.
+//
+// Each primary has a lane: a queue of writes, and a count of its pipelines in flight.
+//
+// Who writes: A caller that finds nothing in flight on its lane sends the first pipeline itself, so that a lone write
+// waits for nobody. If others have queued up when that pipeline has its replies, a goroutine goes on with them. Each
+// pipeline takes up to 128 writes off the queue, and whoever sent it takes the next ones until the queue is empty.
+// (With a channel to a goroutine that writes, which reads simpler, a lone write was slower: it had to wake that
+// goroutine.)
+//
+// When another pipeline starts: Normally one pipeline per lane is in flight. When 32 writes wait, a second one starts,
+// so that neither Redis nor the service idles. If the newest pipeline is over 20 ms old its connection may hang, so a
+// tick starts another one, at most 4 in all.
+//
+// Who ends a write: Whoever sent its pipeline, with Redis's reply; or a tick, once the write's time is up. The first
+// outcome counts. Ticks come every 20 ms while writes are pending: one clock for all costs less than a timer for each.
+//
+// What an OK means: Redis answers OK to a SET whose expiry has passed by its own clock, and stores nothing. So every
+// pipeline also asks for Redis's TIME, and no write of it succeeds where that clock is over 2 s off ours.
+package groupcommit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	maxBatch     = 128  // writes in one pipeline
+	secondAt     = 32   // waiting writes that start a second pipeline
+	maxPipelines = 4    // in flight to one node
+	maxWaiting   = 8192 // writes, for one node
+	tickEvery    = 20 * time.Millisecond
+	maxSkew      = 2 * time.Second // between Redis's clock and ours
+)
+
+var (
+	// ErrBusy means that too many writes wait already. Nothing was sent.
+	ErrBusy = errors.New("too many sessions wait to be written")
+	// ErrClock means that Redis's clock is over 2 s off ours, so that nothing is certain of an expiry.
+	ErrClock = errors.New("redis's clock is off ours")
+
+	errNotOK = errors.New("redis answered something other than OK")
+)
+
+// Writer writes records through one Redis client. Its methods may be called at the same time.
+type Writer struct {
+	client  redis.UniversalClient
+	timeout time.Duration
+	sizes   prometheus.Observer
+
+	mu      sync.Mutex
+	lanes   map[*redis.Client]*lane // of the nodes with writes that wait or are in flight
+	pending []*write                // writes not answered yet; answered ones are removed at the next tick
+	ticking bool                    // a tick is due
+}
+
+// New returns a Writer whose writes take up to timeout each. sizes observes how many writes each pipeline has.
+func New(client redis.UniversalClient, timeout time.Duration, sizes prometheus.Observer) *Writer {
+	return &Writer{client: client, timeout: timeout, sizes: sizes, lanes: map[*redis.Client]*lane{}}
+}
+
+// write is a record on its way to Redis.
+type write struct {
+	key      string
+	set      *redis.StatusCmd
+	deadline time.Time
+	ended    atomic.Bool
+	done     chan error // holds one, so that end never blocks
+}
+
+// newWrite makes a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
+func newWrite(key string, value []byte, expiresAt int64, deadline time.Time) *write {
+	set := redis.NewStatusCmd(context.Background(), "set", key, value, "exat", expiresAt)
+	return &write{key: key, set: set, deadline: deadline, done: make(chan error, 1)}
+}
+
+// end tells w's caller the outcome, unless it has one already.
+func (w *write) end(err error) {
+	if w.ended.CompareAndSwap(false, true) {
+		w.done <- err
+	}
+}
+
+// reply is nil where Redis answered OK, the only reply that counts.
+func (w *write) reply() error {
+	if w.set.Err() == nil && w.set.Val() != "OK" {
+		return errNotOK
+	}
+	return w.set.Err()
+}
+
+// lane is the writes that wait for one node, and the pipelines in flight to it.
+type lane struct {
+	node      *redis.Client
+	waiting   []*write
+	pipelines int
+	newest    time.Time // when the last pipeline took its writes off the queue
+}
+
+// Set writes value under key, to expire at expiresAt, a Unix second to come. nil means that the primary answered OK and
+// that its clock was right. After any error the record may be there all the same, and then dies at expiresAt.
+//
+// Set returns within the Writer's timeout and a tick or two, with an error that TimedOut knows where Redis took longer.
+// It takes no context: net/http cancels a request's when the caller half-closes, and a session is wanted then too.
+func (g *Writer) Set(key string, value []byte, expiresAt int64) error {
+	w := newWrite(key, value, expiresAt, time.Now().Add(g.timeout))
+	node, err := g.nodeFor(w)
+	if err != nil {
+		return err
+	}
+	if err := g.send(node, w); err != nil {
+		return err
+	}
+	return <-w.done
+}
+
+// Probe writes key to node, to live for ttl, as Set would but in a pipeline of its own. skew is how far Redis's clock
+// is ahead of ours, as far as is known.
+func (g *Writer) Probe(node *redis.Client, key string, ttl time.Duration) (skew time.Duration, err error) {
+	now := time.Now()
+	w := newWrite(key, []byte("1"), now.Add(ttl).Unix(), now.Add(g.timeout))
+	skew = g.write(node, []*write{w})
+	return skew, <-w.done
+}
+
+// Waiting is how many writes wait for a pipeline.
+func (g *Writer) Waiting() (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, l := range g.lanes {
+		n += len(l.waiting)
+	}
+	return n
+}
+
+// nodeFor returns the client of the primary that w's key belongs to.
+func (g *Writer) nodeFor(w *write) (*redis.Client, error) {
+	cluster, ok := g.client.(*redis.ClusterClient)
+	if !ok {
+		return g.client.(*redis.Client), nil
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
+	defer cancel()
+	return cluster.MasterForKey(ctx, w.key)
+}
+
+// send queues w for node, and starts a pipeline where the protocol wants one. The outcome comes on w.done.
+func (g *Writer) send(node *redis.Client, w *write) error {
+	g.mu.Lock()
+	l := g.lanes[node]
+	if l == nil {
+		l = &lane{node: node}
+		g.lanes[node] = l
+	}
+	if len(l.waiting) >= maxWaiting {
+		g.mu.Unlock()
+		return ErrBusy
+	}
+	l.waiting = append(l.waiting, w)
+	g.pending = append(g.pending, w)
+	g.tickLater()
+	first := l.pipelines == 0
+	second := l.pipelines == 1 && len(l.waiting) >= secondAt
+	if first || second {
+		l.pipelines++
+	}
+	g.mu.Unlock()
+	switch {
+	case first:
+		batch := g.next(l)
+		if batch == nil {
+			return nil // another pipeline has just taken w
+		}
+		g.write(node, batch)
+		if batch = g.next(l); batch != nil {
+			go g.drain(l, batch)
+		}
+	case second:
+		go g.drain(l, g.next(l))
+	}
+	return nil
+}
+
+// next takes the writes of a pipeline off l's queue. Where there are none it returns nil, and the caller's pipeline no
+// longer counts as in flight.
+func (g *Writer) next(l *lane) []*write {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := min(len(l.waiting), maxBatch)
+	if n == 0 {
+		if l.pipelines--; l.pipelines == 0 {
+			delete(g.lanes, l.node)
+		}
+		return nil
+	}
+	batch := l.waiting[:n:n]
+	l.waiting = l.waiting[n:]
+	l.newest = time.Now()
+	g.sizes.Observe(float64(n))
+	return batch
+}
+
+// drain writes batch, and then what waits until nothing does.
+func (g *Writer) drain(l *lane, batch []*write) {
+	for ; batch != nil; batch = g.next(l) {
+		g.write(l.node, batch)
+	}
+}
+
+// tickLater makes a tick due while writes are pending. g.mu is held.
+func (g *Writer) tickLater() {
+	if !g.ticking && len(g.pending) > 0 {
+		g.ticking = true
+		time.AfterFunc(tickEvery, g.tick)
+	}
+}
+
+// tick ends the writes whose time is up, and starts another pipeline in lanes whose newest one may hang.
+func (g *Writer) tick() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	g.pending = slices.DeleteFunc(g.pending, func(w *write) bool {
+		if !now.Before(w.deadline) {
+			w.end(context.DeadlineExceeded)
+		}
+		return w.ended.Load()
+	})
+	for _, l := range g.lanes {
+		if len(l.waiting) > 0 && l.pipelines < maxPipelines && now.Sub(l.newest) >= tickEvery {
+			l.pipelines++
+			go func() { g.drain(l, g.next(l)) }()
+		}
+	}
+	g.ticking = false
+	g.tickLater()
+}
+
+// write sends one pipeline and ends each of its writes with its own outcome. It returns how far Redis's clock is ahead
+// of ours; 0 where Redis did not tell.
+func (g *Writer) write(node *redis.Client, batch []*write) (skew time.Duration) {
+	sent := time.Now()
+	last := sent
+	pipe := node.Pipeline()
+	for _, w := range batch {
+		if !sent.Before(w.deadline) {
+			w.end(context.DeadlineExceeded)
+			continue
+		}
+		_ = pipe.Process(context.Background(), w.set)
+		if w.deadline.After(last) {
+			last = w.deadline
+		}
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), last)
+	defer cancel()
+	clock := pipe.Time(ctx) // behind the SETs, since go-redis decides by the first reply whether to send all again
+	_, sendErr := pipe.Exec(ctx)
+	skew, clockErr := checkClock(clock, sent)
+	for _, w := range batch {
+		if w.ended.Load() {
+			continue
+		}
+		err := w.reply()
+		switch {
+		case err == nil:
+			err = clockErr
+		case err == errNotOK && sendErr != nil:
+			err = sendErr // the pipeline was not sent, and go-redis leaves the reply empty
+		}
+		if cluster, ok := g.client.(*redis.ClusterClient); ok && mayBeElsewhere(err) {
+			cluster.ReloadState(ctx) // in the background, and not too often: a dead primary names no successor
+			if ctx.Err() == nil {
+				go func() { w.end(redirect(cluster, w)) }()
+				continue
+			}
+		}
+		w.end(err)
+	}
+	return skew
+}
+
+// checkClock compares the clock in a reply to TIME, asked for at sent, with ours. ahead leaves out what the reply's way
+// may account for. Where it is over 2 s either way the error is ErrClock.
+func checkClock(reply *redis.TimeCmd, sent time.Time) (ahead time.Duration, err error) {
+	theirs, err := reply.Result()
+	if err != nil {
+		return 0, fmt.Errorf("reading redis's clock: %w", err)
+	}
+	ahead = max(0, time.Until(theirs))
+	if behind := sent.Sub(theirs); behind > 0 {
+		ahead = -behind
+	}
+	if ahead.Abs() > maxSkew {
+		return ahead, fmt.Errorf("%w by %s, more than %s", ErrClock, ahead.Round(time.Millisecond), maxSkew)
+	}
+	return ahead, nil
+}
+
+// mayBeElsewhere tells whether another node of a cluster may take what failed with err: where the connection failed, or
+// Redis says so. Other refusals would only come twice.
+func mayBeElsewhere(err error) bool {
+	if err == nil || errors.Is(err, ErrClock) {
+		return false
+	}
+	refusal, refused := errors.AsType[redis.Error](err)
+	if !refused {
+		return true
+	}
+	code, _, _ := strings.Cut(refusal.Error(), " ")
+	elsewhere := []string{"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}
+	return slices.Contains(elsewhere, code)
+}
+
+// redirect writes w through the cluster's client, which finds the node that has w's slot by now. It is slower than a
+// pipeline, and seldom needed: in a failover, or when slots move.
+func redirect(cluster *redis.ClusterClient, w *write) error {
+	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
+	defer cancel()
+	_ = cluster.Process(ctx, w.set)
+	if err := w.reply(); err != nil {
+		return err
+	}
+	node, err := cluster.MasterForKey(ctx, w.key)
+	if err != nil {
+		return err
+	}
+	sent := time.Now()
+	_, err = checkClock(node.Time(ctx), sent)
+	return err
+}
+
+// TimedOut tells whether an error of Set or Probe is that Redis did not answer in time.
+func TimedOut(err error) bool {
+	netErr, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
+}
