@@ -15,52 +15,47 @@ import (
 	"strings"
 	"time"
 
+	"authsession/internal/bearer"
+	"authsession/internal/redirecturi"
+	"authsession/internal/redisurl"
+
 	"github.com/go-jose/go-jose/v4"
 )
 
-// config is what the environment says. Every variable is named, defaulted and
-// checked in loadConfig and nowhere else.
+// config is what the environment says. Every variable is named, defaulted and checked in loadConfig and nowhere else.
 type config struct {
-	addr          string // listen address
-	authURL       string // consent page, up to and with "sess_id="
-	redis         redisOptions
-	keyPrefix     string
-	sessionTTL    time.Duration
-	jwksURL       *url.URL
-	issuer        string // "" demands none
-	audience      string // "" demands none
-	algorithms    []jose.SignatureAlgorithm
-	clientClaims  []string
-	maxLifetime   time.Duration // of a token, from now to its exp
-	storeTimeout  time.Duration
-	maxInFlight   int64
-	drainDelay    time.Duration
-	shutdownGrace time.Duration
-	metricsAddr   string // "": no metrics
-	logLevel      slog.Level
+	addr          string           // listen address
+	authURL       string           // consent page, up to and with "sess_id="
+	redis         redisurl.Options // how to reach Redis
+	keyPrefix     string           // of every key in Redis
+	sessionTTL    time.Duration    // lifetime of a session
+	tokens        bearer.Config    // which tokens are good
+	storeTimeout  time.Duration    // for all Redis work of one request
+	maxInFlight   int64            // requests in work at once
+	drainDelay    time.Duration    // not ready and still serving, after a signal
+	shutdownGrace time.Duration    // for requests in flight, after that
+	metricsAddr   string           // "": no metrics
+	logLevel      slog.Level       // the least that is logged
 }
 
-// knownAlgorithms are those that JWT_ALGORITHMS may name, all asymmetric.
-var knownAlgorithms = []jose.SignatureAlgorithm{
-	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
-	jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
-}
-
-// loadConfig reads the variables through getenv; a set but empty one counts as
-// not set. The error names every wrong variable and its rule, and never a
-// value: some hold passwords.
+// loadConfig reads the variables through getenv. One that is set but empty counts as not set. The error names every
+// wrong variable and its rule, and never a value: some hold passwords.
 func loadConfig(getenv func(string) string) (config, error) {
 	e := fromEnv{get: getenv}
 	c := config{
-		addr:          e.address("ADDR", ":8080"),
-		authURL:       e.authURL("AUTH_URL"),
-		keyPrefix:     e.text("KEY_PREFIX", "auth_session:"),
-		sessionTTL:    e.duration("SESSION_TTL", 30*time.Minute, time.Minute, 168*time.Hour),
-		jwksURL:       e.jwksURL("JWKS_URL"),
-		issuer:        e.text("JWT_ISSUER", ""),
-		audience:      e.text("JWT_AUDIENCE", ""),
-		clientClaims:  e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub"),
-		maxLifetime:   e.duration("JWT_MAX_LIFETIME", 24*time.Hour, time.Second, 10*365*24*time.Hour),
+		addr:       e.address("ADDR", ":8080"),
+		authURL:    e.authURL("AUTH_URL"),
+		keyPrefix:  e.text("KEY_PREFIX", "auth_session:"),
+		sessionTTL: e.duration("SESSION_TTL", 30*time.Minute, time.Minute, 168*time.Hour),
+		tokens: bearer.Config{
+			JWKSURL:      e.jwksURL("JWKS_URL"),
+			Algorithms:   e.algorithms("JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA"),
+			Issuer:       e.text("JWT_ISSUER", ""),
+			Audience:     e.text("JWT_AUDIENCE", ""),
+			ClientClaims: e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub"),
+			MaxLifetime:  e.duration("JWT_MAX_LIFETIME", 24*time.Hour, time.Second, 10*365*24*time.Hour),
+		},
+		redis:         e.redis(),
 		storeTimeout:  e.duration("STORE_TIMEOUT", time.Second, time.Millisecond, time.Minute),
 		maxInFlight:   e.count("MAX_IN_FLIGHT", 2048, 1_000_000),
 		drainDelay:    e.duration("DRAIN_DELAY", 0, 0, time.Hour),
@@ -68,18 +63,9 @@ func loadConfig(getenv func(string) string) (config, error) {
 		metricsAddr:   e.address("METRICS_ADDR", ""),
 		logLevel:      e.level("LOG_LEVEL", "info"),
 	}
-	for _, name := range e.list("JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA") {
-		alg := jose.SignatureAlgorithm(name)
-		if !slices.Contains(knownAlgorithms, alg) {
-			e.wrong("JWT_ALGORITHMS", "must list only RS, PS or ES with 256, 384 or 512, or EdDSA")
-			break
-		}
-		c.algorithms = append(c.algorithms, alg)
-	}
 	if _, port, _ := net.SplitHostPort(c.addr); c.metricsAddr == c.addr && port != "0" {
 		e.wrong("METRICS_ADDR", "must not be ADDR")
 	}
-	c.redis = e.redis()
 	if e.wrongs != nil {
 		return c, errors.New(strings.Join(e.wrongs, "; "))
 	}
@@ -112,6 +98,18 @@ func (e *fromEnv) list(name, fallback string) []string {
 		members = append(members, member)
 	}
 	return members
+}
+
+func (e *fromEnv) algorithms(name, fallback string) (algorithms []jose.SignatureAlgorithm) {
+	for _, member := range e.list(name, fallback) {
+		alg := jose.SignatureAlgorithm(member)
+		if !slices.Contains(bearer.Algorithms, alg) {
+			e.wrong(name, "must list only RS, PS or ES with 256, 384 or 512, or EdDSA")
+			return nil
+		}
+		algorithms = append(algorithms, alg)
+	}
+	return algorithms
 }
 
 func (e *fromEnv) duration(name string, fallback, least, most time.Duration) time.Duration {
@@ -152,8 +150,8 @@ func (e *fromEnv) address(name, fallback string) string {
 	return addr
 }
 
-// authURL is the URL with the name of the session's parameter added to its
-// query, so that a session's URL is one concatenation.
+// authURL is the URL with the name of the session's parameter added to its query, so that a session's URL is one
+// concatenation.
 func (e *fromEnv) authURL(name string) string {
 	text := e.get(name)
 	u, err := url.Parse(text)
@@ -162,7 +160,8 @@ func (e *fromEnv) authURL(name string) string {
 		e.wrong(name, "is required: the absolute URL of the consent page")
 	case err == nil && (u.User != nil || strings.Contains(text, "#")):
 		e.wrong(name, "must have neither userinfo nor a fragment")
-	case err != nil || !webScheme(u) || checkCharacters(text) != nil || u.Port() != "" && !validPort(":"+u.Port()):
+	case err != nil || !webScheme(u) || redirecturi.CheckCharacters(text) != nil ||
+		u.Port() != "" && !redirecturi.ValidPort(u.Port()):
 		e.wrong(name, "must be an absolute https URL (http only for a loopback host)")
 	case u.Query().Has("sess_id"):
 		e.wrong(name, "must not have sess_id in its query: it is added to each session's URL")
@@ -180,7 +179,8 @@ func (e *fromEnv) jwksURL(name string) *url.URL {
 	switch {
 	case text == "":
 		e.wrong(name, "is required: the URL of the authorization server's key set")
-	case err == nil && u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/") && !strings.ContainsAny(text, "?#"):
+	case err == nil && u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/") &&
+		!strings.ContainsAny(text, "?#"):
 	case err != nil || u.Host == "" || !webScheme(u):
 		e.wrong(name, "must be an https URL, file:///path, or http with a loopback host")
 	}
@@ -194,7 +194,7 @@ func webScheme(u *url.URL) bool {
 	return u.Hostname() != "" && (u.Scheme == "https" || u.Scheme == "http" && loopback)
 }
 
-func (e *fromEnv) redis() redisOptions {
+func (e *fromEnv) redis() redisurl.Options {
 	var password string
 	if file := e.get("REDIS_PASSWORD_FILE"); file != "" {
 		data, err := os.ReadFile(file)
@@ -211,18 +211,19 @@ func (e *fromEnv) redis() redisOptions {
 			e.wrong("REDIS_CA_FILE", "must name a readable file of PEM certificates")
 		}
 	}
-	mode, text := e.text("REDIS_MODE", "standalone"), e.get("REDIS_URL")
+	mode, text := e.text("REDIS_MODE", redisurl.Standalone), e.get("REDIS_URL")
 	switch {
-	case !slices.Contains([]string{"standalone", "sentinel", "cluster"}, mode):
+	case !slices.Contains([]string{redisurl.Standalone, redisurl.Sentinel, redisurl.Cluster}, mode):
 		e.wrong("REDIS_MODE", "must be standalone, sentinel or cluster")
-		return redisOptions{}
+		return redisurl.Options{}
 	case text == "":
 		e.wrong("REDIS_URL", "is required: redis://, rediss:// or unix://")
-		return redisOptions{}
+		return redisurl.Options{}
 	}
-	options, err := parseRedisURL(mode, text, password, roots)
+	options, err := redisurl.Parse(mode, text, password, roots)
 	if err != nil {
-		e.wrong("REDIS_URL", fmt.Sprintf("must be redis://, rediss:// or unix:// in go-redis's format for %s mode: %v", mode, err))
+		e.wrong("REDIS_URL",
+			fmt.Sprintf("must be redis://, rediss:// or unix:// in go-redis's format for %s mode: %v", mode, err))
 	}
 	return options
 }

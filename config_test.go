@@ -1,12 +1,18 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"authsession/internal/redistest"
+	"authsession/internal/testkit"
+
+	"github.com/redis/go-redis/v9"
 )
 
 var leastEnv = map[string]string{
@@ -15,80 +21,136 @@ var leastEnv = map[string]string{
 	"JWKS_URL":  "https://login.example/jwks.json",
 }
 
+// loadTestConfig loads what leastEnv with changes says.
 func loadTestConfig(changes map[string]string) (config, error) {
 	env := maps.Clone(leastEnv)
 	maps.Copy(env, changes)
 	return loadConfig(func(name string) string { return env[name] })
 }
 
-func TestConfigDefaults(t *testing.T) {
-	c, err := loadTestConfig(nil)
-	if err != nil {
-		t.Fatal(err)
+// Each variable has its default, and reaches its own field.
+func TestConfigFields(t *testing.T) {
+	fields := map[string]func(config) any{
+		"ADDR":             func(c config) any { return c.addr },
+		"AUTH_URL":         func(c config) any { return c.authURL },
+		"REDIS_URL":        func(c config) any { return c.redis.Open(time.Second).(*redis.Client).Options().Addr },
+		"KEY_PREFIX":       func(c config) any { return c.keyPrefix },
+		"SESSION_TTL":      func(c config) any { return c.sessionTTL },
+		"JWKS_URL":         func(c config) any { return c.tokens.JWKSURL },
+		"JWT_ISSUER":       func(c config) any { return c.tokens.Issuer },
+		"JWT_AUDIENCE":     func(c config) any { return c.tokens.Audience },
+		"JWT_ALGORITHMS":   func(c config) any { return c.tokens.Algorithms },
+		"JWT_CLIENT_CLAIM": func(c config) any { return c.tokens.ClientClaims },
+		"JWT_MAX_LIFETIME": func(c config) any { return c.tokens.MaxLifetime },
+		"STORE_TIMEOUT":    func(c config) any { return c.storeTimeout },
+		"MAX_IN_FLIGHT":    func(c config) any { return c.maxInFlight },
+		"DRAIN_DELAY":      func(c config) any { return c.drainDelay },
+		"SHUTDOWN_GRACE":   func(c config) any { return c.shutdownGrace },
+		"METRICS_ADDR":     func(c config) any { return c.metricsAddr },
+		"LOG_LEVEL":        func(c config) any { return c.logLevel },
 	}
-	if c.addr != ":8080" || c.keyPrefix != "auth_session:" || c.sessionTTL != 30*time.Minute || c.maxLifetime != 24*time.Hour ||
-		c.storeTimeout != time.Second || c.maxInFlight != 2048 || c.drainDelay != 0 || c.shutdownGrace != 10*time.Second ||
-		c.issuer != "" || c.audience != "" || c.metricsAddr != "" || c.logLevel != 0 || c.redis.standalone == nil {
-		t.Errorf("defaults = %+v", c)
+	unset, err := loadTestConfig(nil)
+	testkit.Must(t, err)
+	for _, test := range []struct{ name, fallback, value, want string }{
+		{"ADDR", ":8080", "127.0.0.1:1", "127.0.0.1:1"},
+		{"AUTH_URL", "https://consent.example/start?sess_id=", "https://c.example/", "https://c.example/?sess_id="},
+		{"REDIS_URL", "127.0.0.1:6379", "redis://h:1", "h:1"},
+		{"KEY_PREFIX", "auth_session:", "p:", "p:"},
+		{"SESSION_TTL", "30m0s", "1h", "1h0m0s"},
+		{"JWKS_URL", "https://login.example/jwks.json", "https://h/x", "https://h/x"},
+		{"JWT_ISSUER", "", "https://i.example/", "https://i.example/"},
+		{"JWT_AUDIENCE", "", "a", "a"},
+		{"JWT_ALGORITHMS", "[RS256 PS256 ES256 EdDSA]", "ES384, RS512", "[ES384 RS512]"},
+		{"JWT_CLIENT_CLAIM", "[client_id azp sub]", "org_id, x", "[org_id x]"},
+		{"JWT_MAX_LIFETIME", "24h0m0s", "1h", "1h0m0s"},
+		{"STORE_TIMEOUT", "1s", "2s", "2s"},
+		{"MAX_IN_FLIGHT", "2048", "7", "7"},
+		{"DRAIN_DELAY", "0s", "3s", "3s"},
+		{"SHUTDOWN_GRACE", "10s", "4s", "4s"},
+		{"METRICS_ADDR", "", ":9090", ":9090"},
+		{"LOG_LEVEL", "INFO", "warn", "WARN"},
+	} {
+		field := fields[test.name]
+		if got := fmt.Sprint(field(unset)); got != test.fallback {
+			t.Errorf("%s = %s without the variable, want %s", test.name, got, test.fallback)
+		}
+		c, err := loadTestConfig(map[string]string{test.name: test.value})
+		testkit.Must(t, err)
+		if got := fmt.Sprint(field(c)); got != test.want {
+			t.Errorf("%s=%s makes %s, want %s", test.name, test.value, got, test.want)
+		}
+		delete(fields, test.name)
 	}
-	if got := strings.Join(c.clientClaims, ","); got != "client_id,azp,sub" {
-		t.Errorf("JWT_CLIENT_CLAIM = %s", got)
-	}
-	if len(c.algorithms) != 4 || c.algorithms[0] != "RS256" || c.algorithms[3] != "EdDSA" {
-		t.Errorf("JWT_ALGORITHMS = %v", c.algorithms)
+	if len(fields) > 0 {
+		t.Errorf("fields without a row: %v", fields)
 	}
 }
 
 func TestConfigVariables(t *testing.T) {
 	password := filepath.Join(t.TempDir(), "password")
 	empty := filepath.Join(t.TempDir(), "empty")
-	must(t, os.WriteFile(password, []byte("pw\n"), 0o600))
-	must(t, os.WriteFile(empty, nil, 0o600))
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	must(t, os.WriteFile(ca, newCA(t).pem, 0o600))
-
-	const sentinels = "redis://s1:26379?master_name=m&addr=s2:26379"
+	testkit.Must(t, os.WriteFile(password, []byte("pw\n"), 0o600))
+	testkit.Must(t, os.WriteFile(empty, nil, 0o600))
+	testkit.Must(t, os.WriteFile(ca, redistest.NewCA(t).PEM, 0o600))
+	sentinel, cluster := map[string]string{"REDIS_MODE": "sentinel"}, map[string]string{"REDIS_MODE": "cluster"}
 	tests := []struct {
 		name       string
 		good, evil []string
 		with       map[string]string
 	}{
-		{"ADDR", []string{"", ":0", ":8080", "127.0.0.1:65535", "[::1]:80", "localhost:1"}, []string{"8080", "127.0.0.1", ":65536", ":http", "a:b:c"}, nil},
-		{"AUTH_URL", []string{"https://c.example", "https://c.example/a?b=c&d", "http://localhost/x", "http://127.0.0.2:1/x", "http://[::1]/"},
-			[]string{"", "c.example", "/start", "http://c.example/", "ftp://c.example/", "https://", "https:///x", "https://u:p@c.example/", "https://c.example/#f", "https://c.example/#", "https://c.example/?sess_id=1", "https://c.example/%zz", "https://c.example/a b", "https://c.example:65536/", "https://c.example/ä"}, nil},
-		{"REDIS_URL", []string{"redis://h", "redis://u:p@h:1/2", "rediss://h", "unix:///run/redis.sock", "redis://h?pool_size=5"}, []string{"", "h:6379", "http://h", "redis://h/x", "redis://u:s3cret@h:x", "redis://u:s3cret@h?nope=1", "redis://u:s3cret@%zz", "redis://u:x/s3cret@h", "redis://u:x?s3cret@h", "redis://h?pool_size=-1"}, nil},
-		{"REDIS_URL", []string{sentinels, "rediss://u:p@s1:26379?master_name=m"}, []string{"redis://s1:26379", "redis://s1?master_name=m&replica_only=true", "unix:///run/redis.sock?master_name=m"}, map[string]string{"REDIS_MODE": "sentinel"}},
-		{"REDIS_URL", []string{"redis://n1:6379?addr=n2:6379&addr=n3:6379"}, []string{"unix:///run/redis.sock", "redis://n1?addr=nope"}, map[string]string{"REDIS_MODE": "cluster"}},
+		{"ADDR", []string{"", ":0", ":8080", "127.0.0.1:65535", "[::1]:80", "localhost:1"},
+			[]string{"8080", "127.0.0.1", ":65536", ":http", "a:b:c"}, nil},
+		{"AUTH_URL", []string{"https://c.example", "https://c.example/a?b=c&d", "http://localhost/x",
+			"http://127.0.0.2:1/x", "http://[::1]/"},
+			[]string{"", "c.example", "/start", "http://c.example/", "ftp://c.example/", "https://", "https:///x",
+				"https://u:p@c.example/", "https://c.example/#f", "https://c.example/#", "https://c.example/?sess_id=1",
+				"https://c.example/%zz", "https://c.example/a b", "https://c.example:65536/", "https://c.example/ä"}, nil},
+		{"REDIS_URL", []string{"redis://h", "redis://u:p@h:1/2", "rediss://h", "unix:///run/redis.sock",
+			"redis://h?pool_size=5"},
+			[]string{"", "h:6379", "http://h", "redis://h/x", "redis://u:s3cret@h:x", "redis://u:s3cret@h?nope=1",
+				"redis://u:s3cret@%zz", "redis://u:x/s3cret@h", "redis://u:x?s3cret@h", "redis://h?pool_size=-1"}, nil},
+		{"REDIS_URL", []string{"redis://s1:26379?master_name=m&addr=s2:26379", "rediss://u:p@s1:26379?master_name=m"},
+			[]string{"redis://s1:26379", "redis://s1?master_name=m&replica_only=true",
+				"unix:///run/redis.sock?master_name=m"}, sentinel},
+		{"REDIS_URL", []string{"redis://n1:6379?addr=n2:6379&addr=n3:6379"},
+			[]string{"unix:///run/redis.sock", "redis://n1?addr=nope"}, cluster},
 		{"REDIS_MODE", []string{"", "standalone", "cluster"}, []string{"single", "Cluster", "sentinel "}, nil},
 		{"REDIS_PASSWORD_FILE", []string{"", password}, []string{"/nonexistent", empty}, nil},
-		{"REDIS_CA_FILE", []string{"", ca}, []string{"/nonexistent", empty, password}, map[string]string{"REDIS_URL": "rediss://h"}},
+		{"REDIS_CA_FILE", []string{"", ca}, []string{"/nonexistent", empty, password},
+			map[string]string{"REDIS_URL": "rediss://h"}},
 		{"KEY_PREFIX", []string{"", "x", "{tag}:"}, nil, nil},
-		{"SESSION_TTL", []string{"", "1m", "168h", "90s", "2h45m"}, []string{"59s", "168h1s", "30", "-1h", "1d", "soon"}, nil},
-		{"JWKS_URL", []string{"https://h/x", "http://localhost:1/x", "http://127.0.0.1/x", "http://[::1]/x", "file:///etc/jwks.json"}, []string{"", "http://h/x", "jwks.json", "file://jwks.json", "file:jwks.json", "ftp://h/x", "https://"}, nil},
-		{"JWT_ALGORITHMS", []string{"", "RS256", "RS384, RS512", "PS256,PS384,PS512,ES256,ES384,ES512,EdDSA"}, []string{"HS256", "none", "RS256,none", "rs256", "RS256,,ES256", "A"}, nil},
+		{"SESSION_TTL", []string{"", "1m", "168h", "90s", "2h45m"},
+			[]string{"59s", "168h1s", "30", "-1h", "1d", "soon"}, nil},
+		{"JWKS_URL", []string{"https://h/x", "http://localhost:1/x", "http://127.0.0.1/x", "http://[::1]/x",
+			"file:///etc/jwks.json"},
+			[]string{"", "http://h/x", "jwks.json", "file://jwks.json", "file:jwks.json", "ftp://h/x", "https://"}, nil},
+		{"JWT_ALGORITHMS", []string{"", "RS256", "RS384, RS512", "PS256,PS384,PS512,ES256,ES384,ES512,EdDSA"},
+			[]string{"HS256", "none", "RS256,none", "rs256", "RS256,,ES256", "A"}, nil},
 		{"JWT_CLIENT_CLAIM", []string{"", "org_id", "a, b"}, []string{",", "a,", " "}, nil},
 		{"JWT_MAX_LIFETIME", []string{"", "1h", "720h"}, []string{"0s", "-1h", "x"}, nil},
 		{"STORE_TIMEOUT", []string{"", "50ms", "10s"}, []string{"0", "2m", "x"}, nil},
 		{"MAX_IN_FLIGHT", []string{"", "1", "1000000"}, []string{"0", "-1", "1000001", "many", "1.5"}, nil},
 		{"DRAIN_DELAY", []string{"", "0s", "15s"}, []string{"-1s", "x"}, nil},
 		{"SHUTDOWN_GRACE", []string{"", "1s", "5m"}, []string{"-1s", "x"}, nil},
+		{"METRICS_ADDR", []string{"", ":9090", "127.0.0.1:0"}, []string{"9090", ":65536", ":8080"}, nil},
+		{"METRICS_ADDR", []string{":0", ":8080"}, nil, map[string]string{"ADDR": ":0"}},
 		{"LOG_LEVEL", []string{"", "debug", "info", "warn", "error"}, []string{"INFO", "trace", "info+2"}, nil},
 	}
 	for _, test := range tests {
+		load := func(value string) error {
+			env := map[string]string{test.name: value}
+			maps.Copy(env, test.with)
+			_, err := loadTestConfig(env)
+			return err
+		}
 		for _, value := range test.good {
-			env := maps.Clone(test.with)
-			if env == nil {
-				env = map[string]string{}
-			}
-			env[test.name] = value
-			if _, err := loadTestConfig(env); err != nil {
+			if err := load(value); err != nil {
 				t.Errorf("%s=%q: %v", test.name, value, err)
 			}
 		}
 		for _, value := range test.evil {
-			env := map[string]string{test.name: value}
-			maps.Copy(env, test.with)
-			_, err := loadTestConfig(env)
+			err := load(value)
 			switch {
 			case err == nil:
 				t.Errorf("%s=%q is taken", test.name, value)
@@ -103,8 +165,9 @@ func TestConfigVariables(t *testing.T) {
 
 func TestConfigAllWrong(t *testing.T) {
 	env := map[string]string{
-		"ADDR": "x", "REDIS_MODE": "x", "SESSION_TTL": "x", "JWT_ALGORITHMS": "x", "JWT_CLIENT_CLAIM": ",", "JWT_MAX_LIFETIME": "x", "STORE_TIMEOUT": "x",
-		"MAX_IN_FLIGHT": "x", "DRAIN_DELAY": "x", "SHUTDOWN_GRACE": "x", "LOG_LEVEL": "x", "REDIS_PASSWORD_FILE": "/nonexistent", "REDIS_CA_FILE": "/nonexistent",
+		"ADDR": "x", "REDIS_MODE": "x", "SESSION_TTL": "x", "JWT_ALGORITHMS": "x", "JWT_CLIENT_CLAIM": ",",
+		"JWT_MAX_LIFETIME": "x", "STORE_TIMEOUT": "x", "MAX_IN_FLIGHT": "x", "DRAIN_DELAY": "x", "SHUTDOWN_GRACE": "x",
+		"METRICS_ADDR": "y", "LOG_LEVEL": "x", "REDIS_PASSWORD_FILE": "/nonexistent", "REDIS_CA_FILE": "/nonexistent",
 	}
 	_, err := loadConfig(func(name string) string { return env[name] })
 	if err == nil {
@@ -134,19 +197,21 @@ func TestConfigAuthURL(t *testing.T) {
 // The file's password replaces the URL's; in sentinel mode it is the data nodes'.
 func TestConfigRedisPassword(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "password")
-	must(t, os.WriteFile(file, []byte("from file\r\n"), 0o600))
-	load := func(mode, url string) redisOptions {
+	testkit.Must(t, os.WriteFile(file, []byte("from file\r\n"), 0o600))
+	for mode, url := range map[string]string{
+		"standalone": "redis://u:p@h", "cluster": "redis://u:p@h", "sentinel": "redis://su:sp@h?master_name=m&username=u",
+	} {
 		c, err := loadTestConfig(map[string]string{"REDIS_MODE": mode, "REDIS_URL": url, "REDIS_PASSWORD_FILE": file})
-		must(t, err)
-		return c.redis
-	}
-	if o := load("standalone", "redis://u:p@h").standalone; o.Username != "u" || o.Password != "from file" {
-		t.Errorf("standalone: %q %q", o.Username, o.Password)
-	}
-	if o := load("cluster", "redis://u:p@h").cluster; o.Username != "u" || o.Password != "from file" {
-		t.Errorf("cluster: %q %q", o.Username, o.Password)
-	}
-	if o := load("sentinel", "redis://su:sp@h?master_name=m&username=u").sentinel; o.Username != "u" || o.Password != "from file" || o.SentinelUsername != "su" || o.SentinelPassword != "sp" {
-		t.Errorf("sentinel: %q %q %q %q", o.Username, o.Password, o.SentinelUsername, o.SentinelPassword)
+		testkit.Must(t, err)
+		var user, password string
+		switch client := c.redis.Open(time.Second).(type) {
+		case *redis.ClusterClient:
+			user, password = client.Options().Username, client.Options().Password
+		case *redis.Client:
+			user, password = client.Options().Username, client.Options().Password
+		}
+		if user != "u" || password != "from file" {
+			t.Errorf("%s: user %q with password %q, want u with the file's", mode, user, password)
+		}
 	}
 }

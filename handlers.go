@@ -3,84 +3,64 @@ package main
 import (
 	_ "embed"
 	"errors"
+	"fmt"
 	"io"
-	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-chi/chi/v5"
+	"authsession/internal/bearer"
+	"authsession/internal/groupcommit"
 )
 
-const maxBody = 64 << 10 // bytes
+const (
+	maxBody     = 64 << 10         // bytes
+	bodyTimeout = 10 * time.Second // from a request's first byte to its body's last
+)
 
-// server answers requests. All its fields but the atomic ones are set before it does.
-type server struct {
-	verifier    *verifier
+// handler answers a request as the last thing it does, or returns an error and answers nothing. An error that is no
+// *apiError is a bug.
+type handler func(http.ResponseWriter, *http.Request, *note) error
+
+// note is what a handler has the access log say of a request.
+type note struct {
+	clientID string
+	session  string   // the session's public id
+	unknown  []string // names of members that the body has and we do not know
+}
+
+// api holds what the handlers use. All its fields but the atomic ones are set before the first request.
+type api struct {
+	verifier    *bearer.Verifier
 	store       *store
-	log         *slog.Logger
 	now         func() time.Time
 	authURL     string // up to and with "sess_id="
-	keyPrefix   string
 	sessionTTL  time.Duration
 	maxInFlight int64
-	router      chi.Router
 
-	requests requestMetrics
 	created  atomic.Uint64 // sessions
 	inFlight atomic.Int64  // requests in createSession
 	draining atomic.Bool   // shutting down: not ready
 }
 
-// routes is the whole HTTP surface.
-func (s *server) routes() http.Handler {
-	r := chi.NewRouter()
-	for _, path := range []string{"/auth/session", "/v1/auth/session"} {
-		r.Post(path, s.handle(path, s.createSession))
-	}
-	for path, f := range map[string]handler{"/livez": s.live, "/readyz": s.ready, "/openapi.yaml": s.description} {
-		r.Get(path, s.handle(path, f))
-		r.Head(path, s.handle(path, f))
-	}
-	none := s.handle("", func(_ http.ResponseWriter, r *http.Request, _ *entry) error { return s.noRoute(r) })
-	r.NotFound(none)
-	r.MethodNotAllowed(none)
-	s.router = r
-	return r
-}
-
-// noRoute is 405 for a path that has other methods, else 404.
-func (s *server) noRoute(r *http.Request) error {
-	path := r.URL.EscapedPath() // as it was sent, like chi: /%61uth is not /auth
-	var allow []string
-	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
-		if s.router.Match(chi.NewRouteContext(), method, path) {
-			allow = append(allow, method)
-		}
-	}
-	if allow == nil {
-		return notFound()
-	}
-	return methodNotAllowed(strings.Join(allow, ", "))
-}
-
-// createSession is POST /auth/session. It checks in the contract's order, and the first
-// check that fails answers.
-func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *entry) error {
-	defer s.inFlight.Add(-1)
-	if s.inFlight.Add(1) > s.maxInFlight {
+// createSession is POST /auth/session. It checks in the contract's order, and the first check that fails answers.
+func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) error {
+	defer a.inFlight.Add(-1)
+	if a.inFlight.Add(1) > a.maxInFlight {
 		return unavailable("too many requests are in work", nil)
 	}
-	who, err := s.authenticate(r)
+	who, err := a.authenticate(r)
 	if err != nil {
 		return err
 	}
-	e.clientID = who.client
-	if !who.hasScope {
-		return forbidden()
+	n.clientID = who.Client
+	if !who.HasScope {
+		return insufficientScope(bearer.Scope)
 	}
 	if err := checkMediaType(r.Header); err != nil {
 		return err
@@ -89,52 +69,56 @@ func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *entry)
 	if err != nil {
 		return err
 	}
-	request, unknown, err := parseSessionRequest(body)
-	e.unknown = unknown
-	if err != nil {
+	session, unknown, err := parseBody(body)
+	n.unknown = unknown
+	switch broken, ok := errors.AsType[*bodyError](err); {
+	case ok:
+		return invalid(broken.name, broken.message, nil)
+	case err != nil:
 		return err
 	}
-	record, secret := newSession(request, who.client, s.now(), s.sessionTTL)
-	e.session = record.ID
-	if err := s.store.put(sessionKey(s.keyPrefix, secret), record.encode(), record.ExpiresAt); timedOut(err) {
+	secret := session.open(who.Client, a.now(), a.sessionTTL)
+	n.session = session.ID
+	err = a.store.put(hashSecret(secret), session.encode(), session.ExpiresAt)
+	if groupcommit.TimedOut(err) {
 		return storeTimedOut(err)
-	} else if err != nil {
+	}
+	if err != nil {
 		return unavailable("the session store is not available", err)
 	}
-	s.created.Add(1)
-	answer := make([]byte, 0, 256)
-	answer = appendString(append(answer, `{"auth_url":`...), s.authURL+secret)
-	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), record.ExpiresAt, 10)
-	answer = appendString(append(answer, `,"id":`...), record.ID)
-	answer = appendString(append(answer, `,"session_id":`...), secret)
+	a.created.Add(1)
+	answer := appendText(make([]byte, 0, 256), `{"auth_url":`, a.authURL+secret)
+	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), session.ExpiresAt, 10)
+	answer = appendText(answer, `,"id":`, session.ID)
+	answer = appendText(answer, `,"session_id":`, secret)
 	answer = append(answer, '}')
 	w.Header()["Content-Type"] = []string{"application/json"}
 	_, _ = w.Write(answer) // a caller that has gone: nobody holds the id
 	return nil
 }
 
-// authenticate returns the bearer of the request's token (RFC 6750, section 2.1). A
-// token anywhere but in the one Authorization header does not count.
-func (s *server) authenticate(r *http.Request) (identity, error) {
+// authenticate returns the bearer of the request's token (RFC 6750, section 2.1). A token anywhere but in the one
+// Authorization header does not count.
+func (a *api) authenticate(r *http.Request) (who bearer.Bearer, err error) {
 	values := r.Header["Authorization"]
 	if len(values) > 1 {
-		return identity{}, badRequest("there must be one Authorization header")
+		return who, badRequest("there must be one Authorization header", nil)
 	}
 	credentials := strings.Join(values, "")
 	end := strings.IndexAny(credentials, " \t")
 	if end < 0 || !strings.EqualFold(credentials[:end], "Bearer") {
-		return identity{}, unauthorized("Bearer", errors.New("no bearer token"))
+		return who, unauthorized("Bearer", errors.New("no bearer token"))
 	}
-	const invalid = `Bearer error="invalid_token"`
+	const invalidToken = `Bearer error="invalid_token"`
 	if credentials[end] != ' ' {
-		return identity{}, unauthorized(invalid, errors.New("no single space before the token"))
+		return who, unauthorized(invalidToken, errors.New("no single space before the token"))
 	}
-	who, err := s.verifier.verify(credentials[end+1:])
-	if errors.Is(err, errNoKeys) {
-		return identity{}, unavailable("tokens can't be checked yet", err)
+	who, err = a.verifier.Verify(credentials[end+1:])
+	if errors.Is(err, bearer.ErrNoKeys) {
+		return who, unavailable("tokens can't be checked yet", err)
 	}
 	if err != nil {
-		return identity{}, unauthorized(invalid, err)
+		return who, unauthorized(invalidToken, err)
 	}
 	return who, nil
 }
@@ -145,8 +129,10 @@ func checkMediaType(h http.Header) error {
 	given := strings.Join(h["Content-Type"], ",")
 	media, _, _ := strings.Cut(given, ";")
 	media = strings.TrimSpace(media)
-	if given != "" && (len(media) != len(json) || !strings.EqualFold(media, json)) { // to EqualFold ſ, two bytes, is an s
-		return unsupportedMediaType("send Content-Type: application/json (curl -d alone sends a form: add -H 'Content-Type: application/json')")
+	// The lengths are compared since EqualFold takes ſ, two bytes, for an s.
+	if given != "" && (len(media) != len(json) || !strings.EqualFold(media, json)) {
+		return unsupportedMediaType("send Content-Type: application/json " +
+			"(curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}
 	if encoding := strings.Join(h["Content-Encoding"], ","); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return unsupportedMediaType("send the body without Content-Encoding")
@@ -157,45 +143,34 @@ func checkMediaType(h http.Header) error {
 // readBody refuses a body that says it is too large before it reads any of it.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength > maxBody {
-		return nil, tooLarge()
+		return nil, tooLarge(maxBody)
 	}
-	var body []byte
-	var err error
-	if r.ContentLength >= 0 {
-		body = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(r.Body, body)
-	} else {
-		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, over := errors.AsType[*http.MaxBytesError](err); over {
-		return nil, tooLarge()
+		return nil, tooLarge(maxBody)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil, bodyTimeout(err)
+		return nil, bodyTimedOut(bodyTimeout, err)
 	}
 	if err != nil {
-		e := badRequest("the body is shorter than announced, or broken")
-		e.cause = err
-		return nil, e
+		return nil, badRequest("the body is shorter than announced, or broken", err)
 	}
 	return body, nil
 }
 
 // live is 200 while the process runs.
-func (s *server) live(w http.ResponseWriter, _ *http.Request, _ *entry) error {
-	return writeOK(w)
-}
+func (a *api) live(w http.ResponseWriter, _ *http.Request, _ *note) error { return writeOK(w) }
 
 // ready is 200 where a session could be created now, else 503 naming what is missing.
-func (s *server) ready(w http.ResponseWriter, _ *http.Request, _ *entry) error {
+func (a *api) ready(w http.ResponseWriter, _ *http.Request, _ *note) error {
 	var missing []string
-	if s.draining.Load() {
+	if a.draining.Load() {
 		missing = append(missing, "shutting down")
 	}
-	if !s.verifier.keys.loaded() {
-		missing = append(missing, errNoKeys.Error())
+	if !a.verifier.Ready() {
+		missing = append(missing, bearer.ErrNoKeys.Error())
 	}
-	if err := s.store.check(); err != nil {
+	if err := a.store.check(); err != nil {
 		missing = append(missing, "redis: "+err.Error())
 	}
 	if missing != nil {
@@ -214,10 +189,32 @@ func writeOK(w http.ResponseWriter) error {
 var openAPI string
 
 // description is the OpenAPI document, for partners' client generators.
-func (s *server) description(w http.ResponseWriter, _ *http.Request, _ *entry) error {
+func (a *api) description(w http.ResponseWriter, _ *http.Request, _ *note) error {
 	h := w.Header()
 	h["Content-Type"] = []string{"application/yaml"}
-	h["Content-Length"] = []string{strconv.Itoa(len(openAPI))} // net/http counts only what is small
+	h["Content-Length"] = []string{strconv.Itoa(len(openAPI))} // net/http itself counts only small answers
 	_, _ = io.WriteString(w, openAPI)
+	return nil
+}
+
+// healthcheck asks the service that listens on addr whether it is ready. Its error is that it is not, and why.
+func healthcheck(addr string, timeout time.Duration) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("reading ADDR: %w", err)
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	client := http.Client{Transport: &http.Transport{}, Timeout: timeout} // through no proxy
+	response, err := client.Get("http://" + net.JoinHostPort(host, port) + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		answer, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+		return fmt.Errorf("status %d: %s", response.StatusCode, answer)
+	}
 	return nil
 }

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
-	"crypto"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,141 +12,51 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
+	"authsession/internal/redistest"
+	"authsession/internal/testkit"
+
 	"github.com/redis/go-redis/v9"
 )
 
-// The test kit: real routes over a real store, real signed tokens, real Redis servers.
+// The root's test kit: the real routes behind the real HTTP server, over a real store, with tokens that are signed.
 
-func TestMain(m *testing.M) {
-	redis.SetLogger(&quietLogger{log: slog.New(slog.DiscardHandler)})
-	code := m.Run()
-	sharedRedis.stop()
-	_ = os.RemoveAll(builtBinary.dir)
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
 
-// testKey is a key pair that signs tokens, and its place in a key set.
-type testKey struct {
-	kid  string
-	alg  jose.SignatureAlgorithm
-	priv crypto.Signer
-}
-
-func newTestKey(t testing.TB, kid string, alg jose.SignatureAlgorithm) testKey {
-	t.Helper()
-	priv, err := generateKey(alg)
-	if err != nil {
-		t.Fatalf("generating a key: %v", err)
-	}
-	return testKey{kid, alg, priv}
-}
-
-// public is the key's entry in a key set.
-func (k testKey) public() jose.JSONWebKey {
-	return jose.JSONWebKey{Key: k.priv.Public(), KeyID: k.kid, Algorithm: string(k.alg), Use: "sig"}
-}
-
-// sign is claims as a token by k.
-func (k testKey) sign(t testing.TB, claims map[string]any) string {
-	t.Helper()
-	token, err := signToken(k.alg, k.priv, k.kid, claims)
-	if err != nil {
-		t.Fatalf("signing a token: %v", err)
-	}
-	return token
-}
-
-// goodClaims pass every check of a server without JWT_ISSUER and JWT_AUDIENCE.
-func goodClaims() map[string]any {
-	now := time.Now().Unix()
-	return map[string]any{"client_id": "acme", "scope": scope, "iat": now, "exp": now + 3600}
-}
-
-// with is goodClaims with some claims set; a nil value removes one.
-func with(changes map[string]any) map[string]any {
-	claims := goodClaims()
-	maps.Copy(claims, changes)
-	maps.DeleteFunc(claims, func(_ string, v any) bool { return v == nil })
-	return claims
-}
-
-// rsaKey, ecKey and edKey are in every test server's key set.
-var (
-	rsaKey = sync.OnceValue(func() testKey { return mustKey("rsa", jose.RS256) })
-	ecKey  = sync.OnceValue(func() testKey { return mustKey("ec", jose.ES256) })
-	edKey  = sync.OnceValue(func() testKey { return mustKey("ed", jose.EdDSA) })
-)
-
-func mustKey(kid string, alg jose.SignatureAlgorithm) testKey {
-	priv, err := generateKey(alg)
-	if err != nil {
-		panic(err)
-	}
-	return testKey{kid, alg, priv}
-}
-
-// writeKeySet writes a key set to file, all at once.
-func writeKeySet(t testing.TB, file string, keys ...testKey) {
-	t.Helper()
-	var set jose.JSONWebKeySet
-	for _, k := range keys {
-		set.Keys = append(set.Keys, k.public())
-	}
-	data, err := json.Marshal(set)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(file+".new", file); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// testServer is the real routes behind the real HTTP server.
+// testServer is a server that serves.
 type testServer struct {
 	*server
-	url   string        // http://127.0.0.1:port
-	addr  string        // 127.0.0.1:port
-	redis *redis.Client // looks at what the server wrote
-	log   *logBuffer
-	jwks  string // the key set's file, unless JWKS_URL was given
+	url   string // http://127.0.0.1:port
+	addr  string // 127.0.0.1:port
+	log   *testkit.Log
+	redis redis.UniversalClient // looks at what the server wrote
 }
 
-// newTestServer serves with env on top of what it needs: a Redis, a key prefix of the
-// test's own, and a key set file with rsaKey, ecKey and edKey. It returns once keys are
-// loaded, unless JWKS_URL was given. edit may change the server before it serves.
+// newTestServer serves with env on top of what the service needs: a Redis, a key prefix of the test's own, and a key
+// set file with the testkit's keys. It returns once the keys are loaded, unless env has a JWKS_URL. edit may change the
+// server before it serves.
 func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *testServer {
 	t.Helper()
 	jwks := filepath.Join(t.TempDir(), "jwks.json")
 	all := map[string]string{
 		"AUTH_URL":   "https://consent.example/start?v=1",
-		"REDIS_URL":  "redis://" + testRedisAddr(t),
+		"REDIS_URL":  "redis://" + redistest.Addr(t),
 		"JWKS_URL":   "file://" + jwks,
-		"KEY_PREFIX": testPrefix(t),
+		"KEY_PREFIX": redistest.Prefix(t),
 		"LOG_LEVEL":  "debug",
 	}
 	maps.Copy(all, env)
 	cfg, err := loadConfig(func(name string) string { return all[name] })
-	if err != nil {
-		t.Fatalf("loading config: %v", err)
-	}
+	testkit.Must(t, err)
 	if env["JWKS_URL"] == "" {
-		writeKeySet(t, jwks, rsaKey(), ecKey(), edKey())
+		testkit.WriteKeySet(t, jwks, testkit.RSA(), testkit.EC(), testkit.Ed())
 	}
-	ts := &testServer{log: &logBuffer{}, jwks: jwks}
+	ts := &testServer{log: &testkit.Log{}, redis: cfg.redis.Open(10 * time.Second)}
 	log := slog.New(slog.NewJSONHandler(ts.log, &slog.HandlerOptions{Level: cfg.logLevel}))
 	ts.server = newServer(cfg, log)
 	for _, f := range edit {
@@ -154,71 +64,57 @@ func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { ts.verifier.keys.run(ctx) })
+	running.Go(func() { ts.verifier.Run(ctx) })
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Must(t, err)
 	srv := newHTTPServer(ts.routes(), cfg.storeTimeout, log)
 	running.Go(func() { _ = srv.Serve(callers{listener}) })
 	ts.addr = listener.Addr().String()
 	ts.url = "http://" + ts.addr
-	if o := cfg.redis.standalone; o != nil {
-		ts.redis = redis.NewClient(&redis.Options{Network: o.Network, Addr: o.Addr, Password: o.Password})
-	}
 	t.Cleanup(func() {
 		_ = srv.Close()
 		cancel()
 		running.Wait()
 		_ = ts.store.close()
-		if ts.redis != nil {
-			_ = ts.redis.Close()
-		}
+		_ = ts.redis.Close()
 	})
 	if env["JWKS_URL"] == "" {
-		waitFor(t, 5*time.Second, "the key set", ts.verifier.keys.loaded)
+		testkit.WaitFor(t, 5*time.Second, "the key set", ts.verifier.Ready)
 	}
 	return ts
 }
 
-// answer is what a request got.
-type answer struct {
-	status int
-	header http.Header
-	body   []byte
-}
-
-// sessionAnswer and errorAnswer are the bodies of 200 and of application/vnd.goa.error.
-type sessionAnswer struct {
-	AuthURL   string `json:"auth_url"`
-	ExpiresAt int64  `json:"expires_at"`
-	ID        string `json:"id"`
-	SessionID string `json:"session_id"`
-}
-
-type errorAnswer struct {
-	Fault     bool   `json:"fault"`
-	ID        string `json:"id"`
-	Message   string `json:"message"`
-	Name      string `json:"name"`
-	Temporary bool   `json:"temporary"`
-	Timeout   bool   `json:"timeout"`
-}
-
-// decode reads the answer's body into v, which must have exactly its members.
-func (a answer) decode(t testing.TB, v any) {
+// newSlowTestServer is a test server over a Redis whose replies wait while gate is locked. Its one connection is there.
+func newSlowTestServer(t testing.TB, env map[string]string) (ts *testServer, gate *sync.RWMutex) {
 	t.Helper()
-	d := json.NewDecoder(bytes.NewReader(a.body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		t.Fatalf("decoding answer %d %q: %v", a.status, a.body, err)
-	}
+	gate = &sync.RWMutex{}
+	slow := redistest.StartProxy(t, redistest.Addr(t), func(client *net.TCPConn, reply []byte) {
+		gate.RLock()
+		defer gate.RUnlock()
+		redistest.Pass(client, reply)
+	})
+	all := map[string]string{"REDIS_URL": "redis://" + slow.Addr, "STORE_TIMEOUT": "10s"}
+	maps.Copy(all, env)
+	ts = newTestServer(t, all)
+	ts.wantSession(t, ts.post(t, ts.token(t), goodBody))
+	return ts, gate
 }
 
 const goodBody = `{"end_user_id":"eu_1"}`
 
+// token is a good token.
+func (ts *testServer) token(t testing.TB) string {
+	t.Helper()
+	return testkit.Sign(t, testkit.EC(), testkit.Claims())
+}
+
+// jsonHeader is what a good request has.
+func (ts *testServer) jsonHeader(t testing.TB) http.Header {
+	return http.Header{"Authorization": {"Bearer " + ts.token(t)}, "Content-Type": {"application/json"}}
+}
+
 // post sends POST /auth/session with a token and a JSON body; "" sends no Authorization.
-func (ts *testServer) post(t testing.TB, token, body string) answer {
+func (ts *testServer) post(t testing.TB, token, body string) testkit.Answer {
 	t.Helper()
 	h := http.Header{"Content-Type": {"application/json"}}
 	if token != "" {
@@ -228,23 +124,13 @@ func (ts *testServer) post(t testing.TB, token, body string) answer {
 }
 
 // do sends a request and checks its answer against openapi.yaml.
-func (ts *testServer) do(t testing.TB, method, path string, h http.Header, body io.Reader) answer {
+func (ts *testServer) do(t testing.TB, method, path string, h http.Header, body io.Reader) testkit.Answer {
 	t.Helper()
 	r, err := http.NewRequestWithContext(context.Background(), method, ts.url+path, body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Must(t, err)
 	maps.Copy(r.Header, h)
-	response, err := testClient.Do(r)
-	if err != nil {
-		t.Fatalf("%s %s: %v", method, path, err)
-	}
-	defer response.Body.Close()
-	data, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatalf("%s %s: reading the answer: %v", method, path, err)
-	}
-	a := answer{response.StatusCode, response.Header, data}
+	response, err := testkit.Client.Do(r)
+	a := testkit.ReadAnswer(t, response, err)
 	var sent io.Reader
 	if r.GetBody != nil {
 		sent, _ = r.GetBody()
@@ -253,37 +139,28 @@ func (ts *testServer) do(t testing.TB, method, path string, h http.Header, body 
 	return a
 }
 
-var testClient = &http.Client{
-	Timeout:       30 * time.Second,
-	Transport:     &http.Transport{MaxIdleConnsPerHost: 64},
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-}
+// key is where a session's record is in Redis.
+func (ts *testServer) key(secret string) string { return ts.store.prefix + hashSecret(secret) }
 
-// token is a good token.
-func (ts *testServer) token(t testing.TB) string {
+// wantSession checks a 200 whole: headers, the four members, and the record in Redis with EXPIRETIME equal to
+// expires_at. It returns the record.
+func (ts *testServer) wantSession(t testing.TB, a testkit.Answer) session {
 	t.Helper()
-	return ecKey().sign(t, goodClaims())
-}
-
-// wantSession checks a 200 whole: headers, the four members, and the record in Redis with
-// EXPIRETIME equal to expires_at. It returns the record.
-func (ts *testServer) wantSession(t testing.TB, a answer) session {
-	t.Helper()
-	if a.status != http.StatusOK {
-		t.Fatalf("status = %d %s, want 200", a.status, a.body)
+	if a.Status != http.StatusOK {
+		t.Fatalf("status = %d %s, want 200", a.Status, a.Body)
 	}
-	wantHeaders(t, a, "application/json")
-	var s sessionAnswer
-	a.decode(t, &s)
+	a.WantHeaders(t, "application/json")
+	var s testkit.SessionAnswer
+	a.Decode(t, &s)
 	if len(s.SessionID) < 22 || s.AuthURL != ts.authURL+s.SessionID {
-		t.Fatalf("answer %s: auth_url is not AUTH_URL with sess_id", a.body)
+		t.Fatalf("answer %s: auth_url is not AUTH_URL with sess_id", a.Body)
 	}
-	key := sessionKey(ts.keyPrefix, s.SessionID)
-	value, err := ts.redis.Get(t.Context(), key).Bytes()
+	value, err := ts.redis.Get(t.Context(), ts.key(s.SessionID)).Bytes()
 	if err != nil {
 		t.Fatalf("GET of the record: %v", err)
 	}
-	if at, err := ts.redis.ExpireTime(t.Context(), key).Result(); err != nil || int64(at/time.Second) != s.ExpiresAt {
+	at, err := ts.redis.ExpireTime(t.Context(), ts.key(s.SessionID)).Result()
+	if err != nil || int64(at/time.Second) != s.ExpiresAt {
 		t.Fatalf("EXPIRETIME = %d, %v, want expires_at %d", at/time.Second, err, s.ExpiresAt)
 	}
 	var record session
@@ -293,353 +170,156 @@ func (ts *testServer) wantSession(t testing.TB, a answer) session {
 		t.Fatalf("decoding record %s: %v", value, err)
 	}
 	if record.Version != 1 || record.ID != s.ID || record.ExpiresAt != s.ExpiresAt {
-		t.Fatalf("record %s does not fit answer %s", value, a.body)
+		t.Fatalf("record %s does not fit answer %s", value, a.Body)
 	}
 	return record
 }
 
-// wantError checks a refusal whole: status, media type, goa-error, the six members, and
-// booleans that are true to the class. It returns the body for a look at the message.
-func wantError(t testing.TB, a answer, status int, name string) errorAnswer {
-	t.Helper()
-	var e errorAnswer
-	if a.status != status {
-		t.Fatalf("status = %d %s, want %d", a.status, a.body, status)
-	}
-	wantHeaders(t, a, "application/vnd.goa.error")
-	a.decode(t, &e)
-	var members map[string]any
-	if err := json.Unmarshal(a.body, &members); err != nil || len(members) != 6 {
-		t.Fatalf("error body %s, want six members", a.body)
-	}
-	want := errorAnswer{
-		Fault:     status == 500,
-		ID:        e.ID,
-		Message:   e.Message,
-		Name:      name,
-		Temporary: status == 503 || status == 504,
-		Timeout:   status == 408 || status == 504,
-	}
-	if e != want || e.ID == "" || e.Message == "" || a.header.Get("goa-error") != name {
-		t.Fatalf("error = %+v, goa-error %q, want %+v", e, a.header.Get("goa-error"), want)
-	}
-	if retry := a.header.Get("Retry-After"); (retry == "1") != want.Temporary {
-		t.Fatalf("Retry-After = %q in a %d", retry, status)
-	}
-	return e
-}
-
-func wantHeaders(t testing.TB, a answer, contentType string) {
-	t.Helper()
-	for name, want := range map[string]string{"Content-Type": contentType, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} {
-		if got := a.header.Get(name); got != want {
-			t.Fatalf("%s = %q, want %q", name, got, want)
-		}
-	}
-	if !validRequestID(a.header.Get("X-Request-Id")) {
-		t.Fatalf("X-Request-Id = %q", a.header.Get("X-Request-Id"))
-	}
-}
-
-// wantNoKeys checks that the server has left nothing in Redis but its probe.
-func (ts *testServer) wantNoKeys(t testing.TB) {
-	t.Helper()
-	if keys := ts.sessionKeys(t); len(keys) > 0 {
-		t.Fatalf("keys in Redis after refusals: %q", keys)
-	}
-}
-
+// sessionKeys are the keys in Redis that the server has made, but for its probe's.
 func (ts *testServer) sessionKeys(t testing.TB) []string {
 	t.Helper()
-	keys, err := ts.redis.Keys(context.Background(), ts.keyPrefix+"*").Result()
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys, err := ts.redis.Keys(context.Background(), ts.store.prefix+"*").Result()
+	testkit.Must(t, err)
 	var sessions []string
 	for _, key := range keys {
-		if !strings.HasPrefix(key, ts.keyPrefix+"probe") {
+		if !strings.HasPrefix(key, ts.store.prefix+"probe") {
 			sessions = append(sessions, key)
 		}
 	}
 	return sessions
 }
 
-// waitFor polls until f is true.
-func waitFor(t testing.TB, atMost time.Duration, what string, f func() bool) {
+// wantSessions checks that there are so many sessions in Redis: refusals leave none.
+func (ts *testServer) wantSessions(t testing.TB, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(atMost); !f(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited %s in vain for %s", atMost, what)
+	if keys := ts.sessionKeys(t); len(keys) != n {
+		t.Errorf("%d sessions in Redis, want %d: %q", len(keys), n, keys)
+	}
+}
+
+// logged is the one log line of the request that got a. The line comes after the answer.
+func (ts *testServer) logged(t testing.TB, a testkit.Answer) map[string]any {
+	t.Helper()
+	id := a.Header.Get("X-Request-Id")
+	text := fmt.Sprintf(`"request_id":%q`, id)
+	testkit.WaitFor(t, 5*time.Second, "the log line of the request", func() bool { return ts.log.Has(text) })
+	if n := strings.Count(ts.log.String(), text); n != 1 {
+		t.Fatalf("%d log lines of one request, want 1", n)
+	}
+	return ts.log.Line(t, "request_id", id)
+}
+
+// wantRefused checks a refusal whole, and that its log line fits it. It returns the error and the line.
+func (ts *testServer) wantRefused(t testing.TB, a testkit.Answer, status int, name string) (
+	e testkit.ErrorAnswer, line map[string]any,
+) {
+	t.Helper()
+	e, line = a.WantError(t, status, name), ts.logged(t, a)
+	level := "INFO"
+	if status >= 500 {
+		level = "ERROR"
+	}
+	for member, want := range map[string]any{
+		"error_id": e.ID, "error": name, "status": float64(status), "level": level,
+	} {
+		if line[member] != want {
+			t.Errorf("log line of %s: %s = %v, want %v", a.Body, member, line[member], want)
 		}
 	}
+	if cause, _ := line["cause"].(string); cause == "" {
+		t.Errorf("log line of %s has no cause", a.Body)
+	}
+	return e, line
 }
 
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-// line is the one log line that has the attribute name with this value.
-func (l *logBuffer) line(t testing.TB, name, value string) map[string]any {
+// waitBusy waits until n requests are in work.
+func (ts *testServer) waitBusy(t testing.TB, n int64) {
 	t.Helper()
-	for text := range strings.SplitSeq(strings.TrimSpace(l.String()), "\n") {
-		var line map[string]any
-		if err := json.Unmarshal([]byte(text), &line); err != nil {
-			t.Fatalf("log line %q: %v", text, err)
-		}
-		if line[name] == value {
-			return line
-		}
-	}
-	t.Fatalf("no log line with %s %q", name, value)
-	return nil
+	testkit.WaitFor(t, 5*time.Second, fmt.Sprintf("%d requests in work", n),
+		func() bool { return ts.inFlight.Load() == n })
 }
 
-// testPrefix is a key prefix that no other test has.
-func testPrefix(t testing.TB) string {
-	return fmt.Sprintf("%s-%d:", strings.NewReplacer("/", "_", "*", "_", "?", "_", "[", "_", "]", "_", "{", "_").Replace(t.Name()), time.Now().UnixNano())
+// authorization is the header line of a good token.
+func (ts *testServer) authorization(t testing.TB) string {
+	return "Authorization: Bearer " + ts.token(t)
 }
 
-// redisProcess is a redis-server that a test has started.
-type redisProcess struct {
-	addr  string
-	port  string
-	tls   string // address with TLS, where there is one
-	dir   string
-	first []string // arguments before the port
-	args  []string // and after it
-	cmd   *exec.Cmd
+// goodLength is the header line of goodBody.
+var goodLength = fmt.Sprintf("Content-Length: %d", len(goodBody))
+
+// message is a request's head.
+func message(lines ...string) string { return strings.Join(lines, "\r\n") + "\r\n\r\n" }
+
+func (ts *testServer) goodRequest(t testing.TB) string {
+	return message("POST /auth/session HTTP/1.1", "Host: x", ts.authorization(t), goodLength) + goodBody
 }
 
-// haveRedis tells whether there is a redis-server to test with. REQUIRE_REDIS=1 makes
-// its absence a failure.
-func haveRedis(t testing.TB) bool {
+// wire is a connection to say what no HTTP client would, or to say it slowly.
+type wire struct {
+	*net.TCPConn
+	in *bufio.Reader
+}
+
+func (ts *testServer) dial(t testing.TB) *wire {
 	t.Helper()
-	_, err := exec.LookPath("redis-server")
-	if err != nil && os.Getenv("REQUIRE_REDIS") == "1" {
-		t.Fatalf("REQUIRE_REDIS=1: %v", err)
-	}
-	return err == nil
-}
-
-// needRedis ends a test that only a real server can serve; CI never does, by REQUIRE_REDIS.
-func needRedis(t testing.TB) {
-	t.Helper()
-	if !haveRedis(t) {
-		t.Skip("no redis-server on the PATH")
-	}
-}
-
-// startRedis runs a redis-server of the test's own on a free port, without persistence
-// unless args say otherwise, until the test ends.
-func startRedis(t testing.TB, args ...string) *redisProcess {
-	t.Helper()
-	p := &redisProcess{dir: t.TempDir(), args: args}
-	if err := p.startOnFreePort(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.stop)
-	return p
-}
-
-func (p *redisProcess) startOnFreePort() error {
-	var err error
-	for range 5 { // another process may take the port before the server does
-		p.port = freePort()
-		p.addr = "127.0.0.1:" + p.port
-		if err = p.start(); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
-func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
-// start runs the server, again on the same port if it ran before, and waits until it answers.
-func (p *redisProcess) start() error {
-	args := append(p.first[:len(p.first):len(p.first)], "--port", p.port, "--bind", "127.0.0.1", "--dir", p.dir)
-	if p.first == nil {
-		args = append(args, "--save", "")
-	}
-	args = append(args, p.args...)
-	var output bytes.Buffer
-	p.cmd = exec.Command("redis-server", args...)
-	p.cmd.Stdout, p.cmd.Stderr = &output, &output
-	if err := p.cmd.Start(); err != nil {
-		return fmt.Errorf("starting redis-server: %w", err)
-	}
-	c := redis.NewClient(&redis.Options{Addr: p.addr, MaxRetries: -1})
-	defer c.Close()
-	pid := fmt.Sprintf("process_id:%d\r", p.cmd.Process.Pid)
-	for range 1000 {
-		// Another's server may have the port: ours tells its process id, or asks for a password.
-		info, err := c.Info(context.Background(), "server").Result()
-		if strings.Contains(info, pid) || redis.IsAuthError(err) {
-			return nil
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	p.stop()
-	return fmt.Errorf("redis-server does not answer on %s: %s", p.addr, output.String())
-}
-
-// stop kills the server, if it runs.
-func (p *redisProcess) stop() {
-	if p.cmd != nil {
-		_ = p.cmd.Process.Kill()
-		_ = p.cmd.Wait()
-		p.cmd = nil
-	}
-}
-
-// client looks into the server.
-func (p *redisProcess) client(t testing.TB) *redis.Client {
-	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: p.addr})
+	c, err := net.Dial("tcp", ts.addr)
+	testkit.Must(t, err)
 	t.Cleanup(func() { _ = c.Close() })
-	return c
+	testkit.Must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	return &wire{c.(*net.TCPConn), bufio.NewReader(c)}
 }
 
-// sharedRedis serves the tests that do not touch the server itself: a redis-server where
-// there is one, else the embedded Redis.
-var sharedRedis = struct {
-	once sync.Once
-	addr string
-	err  error
-	stop func()
-}{stop: func() {}}
-
-func testRedisAddr(t testing.TB) string {
+func (w *wire) send(t testing.TB, text string) {
 	t.Helper()
-	real := haveRedis(t)
-	sharedRedis.once.Do(func() {
-		if !real {
-			m, err := startEmbeddedRedis()
-			if err != nil {
-				sharedRedis.err = err
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatalf("sending %.100q: %v", text, err)
+	}
+}
+
+// answer reads the answer to a request of that method.
+func (w *wire) answer(t testing.TB, method string) testkit.Answer {
+	t.Helper()
+	response, err := http.ReadResponse(w.in, &http.Request{Method: method})
+	a := testkit.ReadAnswer(t, response, err)
+	if response.Close { // which ReadResponse makes of the header
+		a.Header.Set("Connection", "close")
+	}
+	wantDescribed(t, "", nil, a)
+	return a
+}
+
+// wantClosed checks that nothing more comes, and soon.
+func (w *wire) wantClosed(t testing.TB) {
+	t.Helper()
+	_ = w.SetReadDeadline(time.Now().Add(3 * time.Second))
+	rest, err := io.ReadAll(w.in)
+	if netErr, ok := err.(net.Error); len(rest) > 0 || ok && netErr.Timeout() {
+		t.Fatalf("the connection is open, or had %q: %v", rest, err)
+	}
+}
+
+// dribble sends piece again and again until stop is called.
+func (w *wire) dribble(piece string) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for tick := time.Tick(100 * time.Millisecond); ; {
+			select {
+			case <-ctx.Done():
 				return
+			case <-tick:
+				_, _ = io.WriteString(w, piece) // until it is closed
 			}
-			sharedRedis.addr, sharedRedis.stop = m.Addr(), m.Close
-			return
 		}
-		dir, err := os.MkdirTemp("", "authsession-test")
-		if err != nil {
-			sharedRedis.err = err
-			return
-		}
-		p := &redisProcess{dir: dir}
-		sharedRedis.err = p.startOnFreePort()
-		sharedRedis.addr = p.addr
-		sharedRedis.stop = func() { p.stop(); _ = os.RemoveAll(dir) }
 	})
-	if sharedRedis.err != nil {
-		t.Fatal(sharedRedis.err)
-	}
-	return sharedRedis.addr
+	return func() { cancel(); sending.Wait() }
 }
 
-// redisProxy stands between a server and its Redis.
-type redisProxy struct {
-	addr, redisAddr string
-	mode            atomic.Pointer[proxyMode]
-
-	listener  *net.TCPListener
-	accepting sync.WaitGroup
-	conns     []net.Conn // ever accepted; accept's while it runs
-}
-
-// proxyMode is what becomes of a reply.
-type proxyMode func(client *net.TCPConn, reply []byte)
-
-func pass(client *net.TCPConn, reply []byte) { _, _ = client.Write(reply) }
-
-func late(by time.Duration) proxyMode {
-	return func(client *net.TCPConn, reply []byte) {
-		time.Sleep(by)
-		pass(client, reply)
-	}
-}
-
-var timeReply = regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n\$`)
-
-// clockAhead answers TIME by a clock that is so far ahead.
-func clockAhead(by time.Duration) proxyMode {
-	return func(client *net.TCPConn, reply []byte) {
-		pass(client, timeReply.ReplaceAllFunc(reply, func(b []byte) []byte {
-			n, _ := strconv.ParseInt(string(b[9:19]), 10, 64)
-			return fmt.Appendf(nil, "*2\r\n$10\r\n%d\r\n$", n+int64(by/time.Second))
-		}))
-	}
-}
-
-func startProxy(t testing.TB, redisAddr string, mode proxyMode) *redisProxy {
+// exchange sends text on a connection of its own and reads one answer.
+func (ts *testServer) exchange(t testing.TB, text string) testkit.Answer {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	p := &redisProxy{addr: l.Addr().String(), redisAddr: redisAddr, listener: l.(*net.TCPListener)}
-	p.set(mode)
-	p.accepting.Go(p.accept)
-	t.Cleanup(func() {
-		_ = p.listener.Close()
-		p.accepting.Wait()
-		for _, c := range p.conns {
-			_ = c.Close()
-		}
-	})
-	return p
-}
-
-func (p *redisProxy) set(mode proxyMode) { p.mode.Store(&mode) }
-
-func (p *redisProxy) accept() {
-	for {
-		client, err := p.listener.AcceptTCP()
-		if err != nil {
-			return
-		}
-		p.conns = append(p.conns, client)
-		go p.serve(client)
-	}
-}
-
-func (p *redisProxy) serve(client *net.TCPConn) {
-	defer client.Close()
-	server, err := net.Dial("tcp", p.redisAddr)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	go func() {
-		_, _ = io.Copy(server, client)
-		_ = server.Close() // ends the loop below
-	}()
-	for buf := make([]byte, 64<<10); ; {
-		n, err := server.Read(buf)
-		if err != nil {
-			return
-		}
-		(*p.mode.Load())(client, buf[:n])
-	}
+	w := ts.dial(t)
+	w.send(t, text)
+	method, _, _ := strings.Cut(text, " ")
+	return w.answer(t, method)
 }

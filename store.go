@@ -3,269 +3,97 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"authsession/internal/groupcommit"
+	"authsession/internal/redisurl"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 const (
-	maxSkew      = 2 * time.Second  // between Redis's clock and ours
-	checkEvery   = 30 * time.Second // of a store that is well
-	recheckEvery = time.Second      // of one that is not
+	checkEvery   = 30 * time.Second // while the store is well
+	recheckEvery = time.Second      // while it is not
 	probeTTL     = 10 * time.Second // of the key that a check writes
-	probeKeys    = 4096             // tried to find one of a primary's
-
-	// A retry follows a connection that broke or a server that loads or fails over.
-	// As many as may find a dead connection in the pool after a restart, and short
-	// enough together that a request is refused in 100 ms where nothing listens.
-	retries      = 5
-	leastBackoff = time.Millisecond
-	mostBackoff  = 8 * time.Millisecond
-
-	mostPool = 100_000 // connections
-
-	// Batches are few and small: the ordinary pool's connections serve them.
-	noPipelinePool = -1
-
-	// With RESP3 go-redis would look before each reply for pushes, which nobody here asks for.
-	resp2 = 2
+	probeKeys    = 4096             // tried to find one that belongs to a primary
 )
-
-// redisOptions is how to reach Redis, in one of its modes: one member is set.
-type redisOptions struct {
-	standalone *redis.Options
-	sentinel   *redis.FailoverOptions
-	cluster    *redis.ClusterOptions
-}
-
-// parseRedisURL reads text in go-redis's format for the mode. password, where there is
-// one, replaces the URL's; roots, which need rediss, replace the system's. The error
-// quotes nothing of the URL: go-redis's own may quote the end of a password.
-func parseRedisURL(mode, text, password string, roots *x509.CertPool) (o redisOptions, err error) {
-	var secure *tls.Config
-	var poolSize int
-	switch mode {
-	case "sentinel":
-		if o.sentinel, err = redis.ParseFailoverURL(text); err == nil {
-			o.sentinel.Password = cmp.Or(password, o.sentinel.Password)
-			secure, poolSize = o.sentinel.TLSConfig, o.sentinel.PoolSize
-			if o.sentinel.MasterName == "" {
-				return o, errors.New("it needs master_name in its query")
-			}
-			if o.sentinel.ReplicaOnly || o.sentinel.RouteByLatency || o.sentinel.RouteRandomly {
-				return o, errors.New("sessions go to the primary, not where replica_only or route_ say")
-			}
-		}
-	case "cluster":
-		if o.cluster, err = redis.ParseClusterURL(text); err == nil {
-			o.cluster.Password = cmp.Or(password, o.cluster.Password)
-			secure, poolSize = o.cluster.TLSConfig, o.cluster.PoolSize
-		}
-	default:
-		if o.standalone, err = redis.ParseURL(text); err == nil {
-			o.standalone.Password = cmp.Or(password, o.standalone.Password)
-			secure, poolSize = o.standalone.TLSConfig, o.standalone.PoolSize
-		}
-	}
-	if err != nil {
-		return o, errors.New("its scheme, host, path or query does not fit")
-	}
-	if poolSize < 0 || poolSize > mostPool {
-		return o, fmt.Errorf("pool_size must be at most %d", mostPool) // go-redis would panic
-	}
-	if roots != nil && secure == nil {
-		return o, errors.New("REDIS_CA_FILE needs rediss://")
-	}
-	if secure != nil {
-		secure.RootCAs = roots
-		if mode != "standalone" {
-			secure.ServerName = "" // each node answers for its own name
-		}
-	}
-	return o, nil
-}
 
 // store keeps session records in Redis.
 type store struct {
-	redis   redis.UniversalClient
-	prefix  string
+	client  redis.UniversalClient
+	writer  *groupcommit.Writer
+	prefix  string        // of all keys
 	timeout time.Duration // for all Redis work of one call
+	took    prometheus.Observer
 	log     *slog.Logger
-	evicts  atomic.Pointer[string] // an eviction policy that is not noeviction; nil: none seen
 
-	skew       atomic.Int64         // ns that Redis's clock was ahead at the last check, the worst node's
-	took       prometheus.Histogram // of put, in seconds
-	batchSizes prometheus.Histogram // in records
-
-	mu      sync.Mutex
-	lanes   map[*redis.Client]*lane // of the nodes that writes wait for or are on their way to
-	unended []*write                // those without an outcome, and some that had theirs since the last tick
-	ticking bool                    // tick is going to be called
-	probe   *probe                  // under way; nil: none
+	mu       sync.Mutex
+	checking func() error  // the check under way; nil: none
+	skew     time.Duration // clockSkew's
+	evicts   string        // an eviction policy that is not noeviction; "": none seen
 }
 
-// openStore does not connect yet; the first call does. The timeouts of one step are
-// that of the whole call: a reply that comes within it is used.
-func openStore(o redisOptions, prefix string, timeout time.Duration, log *slog.Logger) *store {
-	s := &store{
-		prefix: prefix, timeout: timeout, log: log, lanes: map[*redis.Client]*lane{},
-		took: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "authsession_redis_write_duration_seconds", Help: "Time of one session's write, waiting included.", Buckets: seconds,
-		}),
-		batchSizes: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "authsession_redis_batch_size", Help: "Records that went to Redis together.", Buckets: []float64{1, 2, 4, 8, 16, 32, 64, batchSize},
-		}),
-	}
-	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	switch {
-	case o.sentinel != nil:
-		o := o.sentinel
-		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
-		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.PipelinePoolSize, o.Protocol = true, noPipelinePool, resp2
-		s.redis = redis.NewFailoverClient(o)
-	case o.cluster != nil:
-		o := o.cluster
-		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
-		o.MaxRedirects, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig, o.Protocol = true, noPipelinePool, off, resp2
-		o.ClusterStateReloadInterval = recheckEvery // a dead primary names no successor
-		s.redis = redis.NewClusterClient(o)
-	default:
-		o := o.standalone
-		o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = true, timeout, timeout, timeout, timeout
-		o.MaxRetries, o.MinRetryBackoff, o.MaxRetryBackoff, o.DialerRetries = retries, leastBackoff, mostBackoff, 1
-		o.DisableIdentity, o.PipelinePoolSize, o.MaintNotificationsConfig, o.Protocol = true, noPipelinePool, off, resp2
-		s.redis = redis.NewClient(o)
-	}
-	return s
+// openStore does not connect yet; the first call does. took observes the time of each put in seconds, batches how many
+// records each pipeline has.
+func openStore(o redisurl.Options, prefix string, timeout time.Duration,
+	took, batches prometheus.Observer, log *slog.Logger) *store {
+	client := o.Open(timeout)
+	return &store{client: client, writer: groupcommit.New(client, timeout, batches),
+		prefix: prefix, timeout: timeout, took: took, log: log}
 }
 
-func (s *store) close() error { return s.redis.Close() }
+func (s *store) close() error { return s.client.Close() }
 
-// put writes value under key, to be dropped at expiresAt, a Unix second to come. nil means that
-// the primary has answered OK; after any other outcome the record may be there, and
-// if so dies at expiresAt. It ends by the store's timeout or a tick or two later, with
-// context.DeadlineExceeded where Redis took longer. There is no caller's context:
-// net/http cancels a request's when the caller half-closes, and a session is wanted then too.
-func (s *store) put(key string, value []byte, expiresAt int64) error {
-	now := time.Now()
-	w := &write{key: key, set: setRecord(context.Background(), key, value, expiresAt), deadline: now.Add(s.timeout), done: make(chan error, 1)}
-	defer func() { s.took.Observe(time.Since(now).Seconds()) }()
-	node, err := s.nodeFor(w)
-	if err != nil {
-		return err
-	}
-	if err := s.send(node, w); err != nil {
-		return err
-	}
-	return <-w.done
+// put writes a record under a name, to be dropped at expiresAt, a Unix second to come. nil means that the primary has
+// answered OK; after any error the record may be there, and if so dies at expiresAt. groupcommit.TimedOut tells whether
+// Redis took longer than the store's timeout.
+func (s *store) put(name string, record []byte, expiresAt int64) error {
+	start := time.Now()
+	defer func() { s.took.Observe(time.Since(start).Seconds()) }()
+	return s.writer.Set(s.prefix+name, record, expiresAt)
 }
 
-// nodeFor is the client of the primary that w's key belongs to.
-func (s *store) nodeFor(w *write) (*redis.Client, error) {
-	cluster, ok := s.redis.(*redis.ClusterClient)
-	if !ok {
-		return s.redis.(*redis.Client), nil
-	}
-	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
-	defer cancel()
-	return cluster.MasterForKey(ctx, w.key)
-}
-
-// setRecord is a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
-func setRecord(ctx context.Context, key string, value []byte, expiresAt int64) *redis.StatusCmd {
-	return redis.NewStatusCmd(ctx, "set", key, value, "exat", expiresAt)
-}
-
-var errNotOK = errors.New("redis answered something other than OK")
-
-// stored is nil where Redis's reply to setRecord is OK, the only one that counts.
-func stored(reply *redis.StatusCmd) error {
-	if reply.Err() == nil && reply.Val() != "OK" {
-		return errNotOK
-	}
-	return reply.Err()
-}
-
-// timedOut tells whether a store's error is that Redis did not answer in time.
-func timedOut(err error) bool {
-	netErr, ok := errors.AsType[net.Error](err)
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
-}
-
-var errClock = errors.New("redis's clock is off ours")
-
-// checkClock tells how far the clock of a reply to TIME, asked for at sent, is ahead of
-// ours, by more than the reply's way may account for. It fails where that is over 2 s
-// either way.
-func checkClock(reply *redis.TimeCmd, sent time.Time) (ahead time.Duration, err error) {
-	theirs, err := reply.Result()
-	if err != nil {
-		return 0, fmt.Errorf("reading redis's clock: %w", err)
-	}
-	ahead = max(0, time.Until(theirs))
-	if behind := sent.Sub(theirs); behind > 0 {
-		ahead = -behind
-	}
-	if ahead.Abs() > maxSkew {
-		return ahead, fmt.Errorf("%w by %s, more than %s", errClock, ahead.Round(time.Millisecond), maxSkew)
-	}
-	return ahead, nil
-}
-
-// probe is a check under way that later callers share.
-type probe struct {
-	done chan struct{}
-	err  error // once done
-}
-
-// check tells whether a session could be written now: Redis takes a write on every
-// primary that would get one, and its clock is within 2 s of ours. Calls at
-// the same time share one check. The error names what is wrong.
+// check tells whether a session could be written now: Redis takes a write on every primary that would get one, and its
+// clock is within 2 s of ours. The error names what is wrong. Calls at the same time share one check.
 func (s *store) check() error {
 	s.mu.Lock()
-	p := s.probe
-	if p == nil {
-		p = &probe{done: make(chan struct{})}
-		s.probe = p
-		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
-			defer cancel()
-			p.err = s.checkNow(ctx)
-			s.mu.Lock()
-			s.probe = nil
-			s.mu.Unlock()
-			close(p.done)
-		}()
+	if s.checking == nil {
+		s.checking = sync.OnceValue(func() error {
+			defer func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.checking = nil
+			}()
+			return s.checkNow()
+		})
 	}
+	check := s.checking
 	s.mu.Unlock()
-	<-p.done
-	return p.err
+	return check()
 }
 
-func (s *store) checkNow(ctx context.Context) error {
-	s.skew.Store(0)
-	cluster, ok := s.redis.(*redis.ClusterClient)
+func (s *store) checkNow() error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
+	defer cancel()
+	s.mu.Lock()
+	s.skew = 0
+	s.mu.Unlock()
+	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok {
-		return s.checkNode(ctx, s.redis.(*redis.Client), s.prefix+"probe")
+		return s.checkNode(ctx, s.client.(*redis.Client), s.prefix+"probe")
 	}
 	var probed atomic.Bool // ForEachMaster is concurrent
 	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-		// A key falls on one of n primaries with probability 1/n. Where none falls on this
-		// one the prefix has a hash tag, and all sessions lie on another.
+		// One key in n belongs to a primary of n. Where none of so many belongs to this one the prefix has a hash tag,
+		// and all sessions lie on another.
 		for i := range probeKeys {
 			key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
 			owner, err := cluster.MasterForKey(ctx, key)
@@ -285,45 +113,50 @@ func (s *store) checkNow(ctx context.Context) error {
 	return err
 }
 
-// checkNode writes key to a primary and compares clocks, in one round trip as a session's.
-// Along goes what tells a node of a cluster, and a policy by which Redis may drop what it
-// has acknowledged: where the ACL forbids to ask, or Redis does not know it, so be it.
+// checkNode writes key to a primary as a session would be written.
 func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) error {
-	sent := time.Now()
-	pipe := node.Pipeline()
-	set := setRecord(ctx, key, []byte("1"), sent.Add(probeTTL).Unix())
-	_ = pipe.Process(ctx, set) // the first, as go-redis retries by the first one's error
-	clock, memory, hello := pipe.Time(ctx), pipe.Info(ctx, "memory"), pipe.Do(ctx, "HELLO")
-	_, execErr := pipe.Exec(ctx)
+	mode := make(chan error, 1)
+	go func() { mode <- s.checkMode(ctx, node) }()
+	skew, err := s.writer.Probe(node, key, probeTTL)
+	s.mu.Lock()
+	if skew.Abs() > s.skew.Abs() {
+		s.skew = skew
+	}
+	s.mu.Unlock()
+	return cmp.Or(<-mode, err)
+}
 
+// checkMode asks for INFO memory and HELLO, to detect an evicting policy and a cluster node behind a standalone URL.
+// The latter is an error. Both commands are optional: an ACL may deny them. They are asked beside the probe and not
+// after it, so that a Redis which is slow, but within the timeout, passes.
+func (s *store) checkMode(ctx context.Context, node *redis.Client) error {
+	pipe := node.Pipeline()
+	memory, hello := pipe.Info(ctx, "memory"), pipe.Do(ctx, "HELLO")
+	_, _ = pipe.Exec(ctx)
 	_, after, _ := strings.Cut(memory.Val(), "maxmemory_policy:")
 	policy, _, _ := strings.Cut(after, "\r")
 	if policy != "" && policy != "noeviction" {
-		s.evicts.Store(&policy)
+		s.mu.Lock()
+		s.evicts = policy
+		s.mu.Unlock()
 	}
-	cluster, ok := s.redis.(*redis.ClusterClient)
-	if facts, _ := hello.Slice(); !ok && slices.Contains(facts, any("cluster")) { // its mode
+	_, isClusterClient := s.client.(*redis.ClusterClient)
+	facts, _ := hello.Slice()
+	if !isClusterClient && slices.Contains(facts, any("cluster")) {
 		return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
 	}
-	err := stored(set)
-	switch {
-	case err == errNotOK && clock.Val().IsZero():
-		return execErr // nothing was sent: go-redis leaves such replies as they were
-	case err != nil && ok:
-		_ = cluster.Process(ctx, set) // the slot may have moved
-		err = stored(set)
-	}
-	if err != nil {
-		return err
-	}
-	ahead, err := checkClock(clock, sent)
-	for old := s.skew.Load(); ahead.Abs() > time.Duration(old).Abs() && !s.skew.CompareAndSwap(old, int64(ahead)); old = s.skew.Load() {
-	}
-	return err
+	return nil
 }
 
-// watch checks the store until ctx ends, and logs when it begins or ceases to be well,
-// and once when it may evict sessions.
+// clockSkew is how far Redis's clock was ahead of ours at the last check; the worst node's.
+func (s *store) clockSkew() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.skew
+}
+
+// watch checks the store until ctx ends. It logs when the store begins or ceases to be well, and once when Redis may
+// evict sessions.
 func (s *store) watch(ctx context.Context) {
 	well, warned := false, false
 	for first := true; ; first = false {
@@ -338,8 +171,12 @@ func (s *store) watch(ctx context.Context) {
 			s.log.Error("redis takes no sessions", "cause", err.Error())
 		}
 		well = err == nil
-		if policy := s.evicts.Load(); policy != nil && !warned {
-			s.log.Warn("redis may drop sessions that callers were promised: set maxmemory-policy noeviction", "maxmemory_policy", *policy)
+		s.mu.Lock()
+		policy := s.evicts
+		s.mu.Unlock()
+		if policy != "" && !warned {
+			s.log.Warn("redis may drop sessions that callers were promised: set maxmemory-policy noeviction",
+				"maxmemory_policy", policy)
 			warned = true
 		}
 		wait := recheckEvery
@@ -352,21 +189,4 @@ func (s *store) watch(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// quietLogger passes on go-redis's own log, a line in ten seconds at most: in an
-// outage it says the same for each connection.
-type quietLogger struct {
-	log  *slog.Logger
-	next atomic.Int64 // Unix ns
-	lost atomic.Int64 // lines since the last one
-}
-
-func (l *quietLogger) Printf(_ context.Context, format string, args ...any) {
-	now, next := time.Now().UnixNano(), l.next.Load()
-	if now < next || !l.next.CompareAndSwap(next, now+int64(10*time.Second)) {
-		l.lost.Add(1)
-		return
-	}
-	l.log.Warn("redis client", "says", fmt.Sprintf(format, args...), "lines_dropped", l.lost.Swap(0))
 }

@@ -42,8 +42,13 @@ func main() {
 	case "approve":
 		fmt.Println(add(record.RedirectURI, url.Values{"consent_id": consentID}))
 	case "cancel":
-		fmt.Println(add(record.CancelURI, url.Values{"error": {"access_denied"}, "error_type": {"CONSENT_ENDUSER_DENIED"}, "error_id": {record.ID},
-			"error_description": {"The end user did not consent."}, "error_uri": {"https://consent.example.com/errors#denied"}}))
+		fmt.Println(add(record.CancelURI, url.Values{
+			"error":             {"access_denied"},
+			"error_type":        {"CONSENT_ENDUSER_DENIED"},
+			"error_id":          {record.ID},
+			"error_description": {"The end user did not consent."},
+			"error_uri":         {"https://consent.example.com/errors#denied"},
+		}))
 	}
 }
 

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"authsession/internal/bearer"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-json-experiment/json"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// server is the HTTP side of the service.
+type server struct {
+	api
+	metrics metrics
+	log     *slog.Logger
+	router  chi.Router
+}
+
+// routes is the whole HTTP surface.
+func (s *server) routes() http.Handler {
+	r := chi.NewRouter()
+	for _, path := range []string{"/auth/session", "/v1/auth/session"} {
+		r.Post(path, s.handle(path, s.createSession))
+	}
+	for path, f := range map[string]handler{"/livez": s.live, "/readyz": s.ready, "/openapi.yaml": s.description} {
+		r.Get(path, s.handle(path, f))
+		r.Head(path, s.handle(path, f))
+	}
+	none := s.handle("", s.noRoute)
+	r.NotFound(none)
+	r.MethodNotAllowed(none)
+	s.router = r
+	return r
+}
+
+// noRoute is 405 for a path that has other methods, else 404.
+func (s *server) noRoute(_ http.ResponseWriter, r *http.Request, _ *note) error {
+	path := r.URL.EscapedPath() // as it was sent, like chi: /%61uth is not /auth
+	var allow []string
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+		if s.router.Match(chi.NewRouteContext(), method, path) {
+			allow = append(allow, method)
+		}
+	}
+	if allow == nil {
+		return notFound()
+	}
+	return methodNotAllowed(strings.Join(allow, ", "))
+}
+
+// metricsRoutes is what METRICS_ADDR serves.
+func metricsRoutes(registry *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// newHTTPServer sets the limits of a connection.
+func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger) *http.Server {
+	const writeSlack = 5 * time.Second // for an answer on its way
+	return &http.Server{
+		Handler:                      h,
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  bodyTimeout,
+		WriteTimeout:                 bodyTimeout + bearer.MaxWait + storeTimeout + writeSlack,
+		IdleTimeout:                  2 * time.Minute, // longer than gateways keep theirs
+		MaxHeaderBytes:               24 << 10,        // net/http adds 4 KiB; a token has 8
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		DisableGeneralOptionsHandler: true, // OPTIONS * is 404 like any other path
+	}
+}
+
+// callers is a TCP listener whose connections are conns.
+type callers struct{ net.Listener }
+
+func (l callers) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{TCPConn: c.(*net.TCPConn)}, nil
+}
+
+// conn is a caller's connection. While a handler runs, net/http reads one byte ahead, to end the request's context when
+// the caller goes away. No handler looks at that, and the read, which parks a goroutine and wakes it again, costs some
+// 9% of CPU. So conn skips it.
+type conn struct {
+	*net.TCPConn
+	skipped bool // the last Read was
+}
+
+// Read reads nothing (0 and nil, as io.Reader allows) where it is asked for one byte, unless it is asked again.
+// net/http never reads a connection twice at a time.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.skipped = len(p) == 1 && !c.skipped; c.skipped {
+		return 0, nil
+	}
+	return c.TCPConn.Read(p)
+}
+
+// handle makes f an http.Handler: it sets the headers that every answer has, writes the error that f returns or panics
+// with, counts the request, and logs one line.
+func (s *server) handle(route string, f handler) http.HandlerFunc {
+	metrics := s.metrics.of(route)
+	return func(w http.ResponseWriter, r *http.Request) {
+		e := entry{start: time.Now(), requestID: r.Header.Get("X-Request-Id"), route: route, status: http.StatusOK}
+		if !validRequestID(e.requestID) {
+			e.requestID = rand.Text()
+		}
+		h, values := w.Header(), [...]string{e.requestID, "no-store", "nosniff"} // one allocation for three
+		h["X-Request-Id"] = values[0:1:1]
+		h["Cache-Control"] = values[1:2:2]
+		h["X-Content-Type-Options"] = values[2:3:3]
+		if err := guard(f, w, r, &e.note); err != nil {
+			apiErr, known := errors.AsType[*apiError](err)
+			if !known {
+				apiErr = fault(err)
+			}
+			e.status, e.error, e.errorID, e.cause = apiErr.status, apiErr.name, rand.Text(), apiErr.cause
+			if e.cause == nil {
+				e.cause = apiErr
+			}
+			writeError(w, r, apiErr, e.errorID)
+		}
+		e.took = time.Since(e.start)
+		metrics.count(e.status, e.error, e.took)
+		s.logRequest(r, &e)
+	}
+}
+
+// panicError is a handler's panic, with where it was.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// guard runs f and returns its panic as an error. http.ErrAbortHandler goes on: it asks net/http to drop the
+// connection.
+func guard(f handler, w http.ResponseWriter, r *http.Request, n *note) (err error) {
+	defer func() {
+		if v := recover(); v == http.ErrAbortHandler {
+			panic(v)
+		} else if v != nil {
+			err = &panicError{v, debug.Stack()}
+		}
+	}()
+	return f(w, r, n)
+}
+
+// writeError answers with the six members of application/vnd.goa.error.
+func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) {
+	body, err := json.Marshal(struct {
+		Fault     bool   `json:"fault"`
+		ID        string `json:"id"`
+		Message   string `json:"message"`
+		Name      string `json:"name"`
+		Temporary bool   `json:"temporary"`
+		Timeout   bool   `json:"timeout"`
+	}{e.status == http.StatusInternalServerError, id, e.message, e.name, e.temporary, e.timeout})
+	if err != nil {
+		panic(err) // of strings and bools
+	}
+	h := w.Header()
+	if e.header[0] != "" {
+		h.Set(e.header[0], e.header[1])
+	}
+	if r.ContentLength > maxBody { // more than we would read to keep the connection
+		h.Set("Connection", "close")
+	}
+	// net/http reads up to 256 KiB of a body before it sends the answer, so that the connection can be kept. Callers
+	// send headers and body at once, though not always in one packet: what is not there after 100 ms ends the
+	// connection, so that a refusal does not wait for a body that nobody wants. (EnableFullDuplex is no way out: after
+	// a broken body it takes what follows for the next request.)
+	if h.Get("Connection") == "" {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	}
+	h.Set("Content-Type", "application/vnd.goa.error")
+	h.Set("Goa-Error", e.name)
+	w.WriteHeader(e.status)
+	_, _ = w.Write(body)
+}
+
+// entry is what the log says of one request. Its fields and note's are the only way there: no token, session_id,
+// end_user_id or URI.
+type entry struct {
+	note
+	start     time.Time
+	took      time.Duration
+	requestID string
+	route     string
+	status    int
+	error     string // the error's name; "": none
+	errorID   string
+	cause     error
+}
+
+// logRequest logs a caller's fault as Info and ours as Error.
+func (s *server) logRequest(r *http.Request, e *entry) {
+	level := slog.LevelInfo
+	if e.status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	log := s.log.Handler() // as Logger does, but without looking for the line of source
+	if !log.Enabled(r.Context(), level) {
+		return
+	}
+	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
+	attrs := append(make([]slog.Attr, 0, 13),
+		slog.String("request_id", e.requestID),
+		slog.String("method", r.Method),
+		slog.String("route", e.route),
+		slog.Int("status", e.status),
+		slog.Int64("duration_us", e.took.Microseconds()),
+		slog.String("remote_ip", remote))
+	if e.clientID != "" {
+		attrs = append(attrs, slog.String("client_id", e.clientID))
+	}
+	if e.session != "" {
+		attrs = append(attrs, slog.String("session", e.session))
+	}
+	if e.unknown != nil {
+		attrs = append(attrs, slog.Any("unknown_members", e.unknown))
+	}
+	if e.error != "" {
+		attrs = append(attrs, slog.String("error", e.error), slog.String("error_id", e.errorID),
+			slog.String("cause", e.cause.Error()))
+	}
+	if panicked, ok := errors.AsType[*panicError](e.cause); ok {
+		attrs = append(attrs, slog.String("stack", string(panicked.stack)))
+	}
+	line := slog.NewRecord(e.start.Add(e.took), level, "request", 0)
+	line.AddAttrs(attrs...)
+	_ = log.Handle(r.Context(), line)
+}
+
+// validRequestID tells whether a caller's X-Request-Id is one we take over.
+func validRequestID(id string) bool {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	return 1 <= len(id) && len(id) <= 64 && strings.Trim(id, allowed) == ""
+}
