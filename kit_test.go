@@ -88,10 +88,10 @@ func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *
 func newSlowTestServer(t testing.TB, env map[string]string) (ts *testServer, gate *sync.RWMutex) {
 	t.Helper()
 	gate = &sync.RWMutex{}
-	slow := redistest.StartProxy(t, redistest.Addr(t), func(client *net.TCPConn, reply []byte) {
+	slow := redistest.StartProxy(t, redistest.Addr(t), func(client *net.TCPConn, reply []byte, came time.Time) {
 		gate.RLock()
 		defer gate.RUnlock()
-		redistest.Pass(client, reply)
+		redistest.Pass(client, reply, came)
 	})
 	all := map[string]string{"REDIS_URL": "redis://" + slow.Addr, "STORE_TIMEOUT": "10s"}
 	maps.Copy(all, env)

@@ -137,16 +137,16 @@ var faults = []fault{
 		mode: redistest.Late(200 * time.Millisecond),
 	}, {
 		name: "replies swallowed", during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
-		mode: func(*net.TCPConn, []byte) {},
+		mode: func(*net.TCPConn, []byte, time.Time) {},
 	}, {
 		name: "connections reset", during: "503", ready: "redis: ",
-		mode: func(client *net.TCPConn, _ []byte) { _ = client.SetLinger(0); _ = client.Close() },
+		mode: func(client *net.TCPConn, _ []byte, _ time.Time) { _ = client.SetLinger(0); _ = client.Close() },
 	}, {
 		name: "EOF for each reply", during: "503", ready: "redis: ",
-		mode: func(client *net.TCPConn, _ []byte) { _ = client.Close() },
+		mode: func(client *net.TCPConn, _ []byte, _ time.Time) { _ = client.Close() },
 	}, {
 		name: "garbage for each reply", during: "503", ready: "redis: ",
-		mode: func(client *net.TCPConn, _ []byte) { _, _ = client.Write([]byte("\x00\xff<html>\r\n")) },
+		mode: func(client *net.TCPConn, _ []byte, _ time.Time) { _, _ = client.Write([]byte("\x00\xff<html>\r\n")) },
 	}, {
 		name: "SET answered with garbage", during: "503", ready: "redis: ", mode: insteadOfOK("\x00\xff<html>\r\n"),
 	}, {
@@ -455,8 +455,8 @@ func demotion(t *testing.T, o *outage) {
 
 // insteadOfOK answers SET, and nothing else, with text.
 func insteadOfOK(text string) redistest.Mode {
-	return func(client *net.TCPConn, reply []byte) {
-		redistest.Pass(client, bytes.ReplaceAll(reply, []byte("+OK\r\n"), []byte(text)))
+	return func(client *net.TCPConn, reply []byte, came time.Time) {
+		redistest.Pass(client, bytes.ReplaceAll(reply, []byte("+OK\r\n"), []byte(text)), came)
 	}
 }
 

@@ -235,8 +235,8 @@ func TestOtherReplies(t *testing.T) {
 		{"refusal", "-OOM command not allowed\r\n", "OOM"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			mode := func(client *net.TCPConn, reply []byte) {
-				redistest.Pass(client, bytes.Replace(reply, []byte("+OK\r\n"), []byte(test.reply), 1))
+			mode := func(client *net.TCPConn, reply []byte, came time.Time) {
+				redistest.Pass(client, bytes.Replace(reply, []byte("+OK\r\n"), []byte(test.reply), 1), came)
 			}
 			g := openAlone(t, redistest.StartProxy(t, redistest.Addr(t), mode).Addr, time.Second)
 			err := g.Set(redistest.Prefix(t), []byte("x"), soon())

@@ -25,17 +25,17 @@ type Proxy struct {
 	conns     []net.Conn // ever accepted; accept's while it runs
 }
 
-// Mode is what becomes of a reply.
-type Mode func(client *net.TCPConn, reply []byte)
+// Mode is what becomes of a reply, or of a part of one, that came from Redis at a time.
+type Mode func(client *net.TCPConn, reply []byte, came time.Time)
 
 // Pass passes a reply on.
-func Pass(client *net.TCPConn, reply []byte) { _, _ = client.Write(reply) }
+func Pass(client *net.TCPConn, reply []byte, _ time.Time) { _, _ = client.Write(reply) }
 
-// Late passes replies on later.
+// Late passes each reply on so much later than it came.
 func Late(by time.Duration) Mode {
-	return func(client *net.TCPConn, reply []byte) {
-		time.Sleep(by)
-		Pass(client, reply)
+	return func(client *net.TCPConn, reply []byte, came time.Time) {
+		time.Sleep(time.Until(came.Add(by)))
+		Pass(client, reply, came)
 	}
 }
 
@@ -43,11 +43,11 @@ var timeReply = regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n\$`)
 
 // ClockAhead answers TIME by a clock that is so far ahead.
 func ClockAhead(by time.Duration) Mode {
-	return func(client *net.TCPConn, reply []byte) {
+	return func(client *net.TCPConn, reply []byte, came time.Time) {
 		Pass(client, timeReply.ReplaceAllFunc(reply, func(b []byte) []byte {
 			n, _ := strconv.ParseInt(string(b[9:19]), 10, 64)
 			return fmt.Appendf(nil, "*2\r\n$10\r\n%d\r\n$", n+int64(by/time.Second))
-		}))
+		}), came)
 	}
 }
 
@@ -92,13 +92,25 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	defer server.Close()
 	go func() {
 		_, _ = io.Copy(server, client)
-		_ = server.Close() // ends the loop below
+		_ = server.Close() // ends the reading below
 	}()
-	for buf := make([]byte, 64<<10); ; {
-		n, err := server.Read(buf)
-		if err != nil {
-			return
+	type reply struct {
+		data []byte
+		came time.Time
+	}
+	replies := make(chan reply, 1000) // read while a mode sleeps
+	go func() {
+		defer close(replies)
+		for {
+			data := make([]byte, 64<<10)
+			n, err := server.Read(data)
+			if err != nil {
+				return
+			}
+			replies <- reply{data[:n], time.Now()}
 		}
-		(*p.mode.Load())(client, buf[:n])
+	}()
+	for r := range replies {
+		(*p.mode.Load())(client, r.data, r.came)
 	}
 }
