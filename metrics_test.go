@@ -27,7 +27,7 @@ func (ts *testServer) scrape(t testing.TB) string {
 	return w.Body.String()
 }
 
-// wantSkew checks what the metrics say of Redis's clock, in seconds. The embedded Redis's stands still for up to 50 ms.
+// wantSkew checks what the metrics say of Redis's clock, in seconds.
 func wantSkew(t testing.TB, text string, want float64) {
 	t.Helper()
 	match := regexp.MustCompile(`(?m)^authsession_redis_clock_skew_seconds (\S+)$`).FindStringSubmatch(text)
