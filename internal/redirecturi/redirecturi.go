@@ -98,16 +98,15 @@ func Check(uri string) error {
 
 // checkWeb checks the host and port of an http or https URI.
 func checkWeb(scheme, authority string) error {
-	host, port := authority, ""
+	host, port, hasPort := authority, "", false
 	if colon := strings.LastIndexByte(host, ':'); colon > strings.LastIndexByte(host, ']') {
-		host, port = authority[:colon], authority[colon+1:]
-		if !ValidPort(port) {
-			return errors.New("must have a port from 1 to 65535, or none")
-		}
+		host, port, hasPort = authority[:colon], authority[colon+1:], true
 	}
 	switch {
 	case host == "":
 		return errors.New("must have a host")
+	case hasPort && !ValidPort(port):
+		return errors.New("must have a port from 1 to 65535, or none")
 	case !validHost(host) && !validIPv6(host):
 		return errors.New("must have a DNS name, an IPv4 or a bracketed IPv6 address without zone as its host")
 	case scheme == "http" && !strings.EqualFold(host, "localhost") && host != "127.0.0.1" && host != "[::1]":

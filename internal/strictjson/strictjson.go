@@ -109,8 +109,8 @@ func Text(value []byte) (string, error) {
 	return "", errNotString
 }
 
-// Texts returns the strings of the array that a value given by Object is. null and nil, an absent value, count as no
-// array; any other value, or an array that has anything but strings, is an error.
+// Texts returns the strings of the array that a value given by Object is, for null and nil, an absent value, nil. Any
+// other value, or an array that has anything but strings, is an error.
 func Texts(value []byte) ([]string, error) {
 	var elements []jsontext.Value
 	if len(value) == 0 {
@@ -119,12 +119,15 @@ func Texts(value []byte) ([]string, error) {
 	if err := json.Unmarshal(value, &elements); err != nil {
 		return nil, errNotStrings
 	}
-	var texts []string
-	for _, element := range elements {
+	if elements == nil {
+		return nil, nil
+	}
+	texts := make([]string, len(elements))
+	for i, element := range elements {
 		if element.Kind() != '"' {
 			return nil, errNotStrings
 		}
-		texts = append(texts, string(unquote(element)))
+		texts[i] = string(unquote(element))
 	}
 	return texts, nil
 }
