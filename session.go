@@ -42,8 +42,8 @@ func (s *session) open(clientID string, now time.Time, ttl time.Duration) (secre
 	return rand.Text()
 }
 
-// encode is s as JSON, as json.Marshal writes it. That takes 7% off all requests a second, measured side by side: its
-// code is large, and a request finds it out of the processor's caches.
+// encode is s as JSON, as json.Marshal writes it. To marshal record and answer takes 4 to 6% off all requests a second,
+// measured side by side: that code is large, and a request finds it out of the processor's caches.
 func (s *session) encode() []byte {
 	b := strconv.AppendInt(append(make([]byte, 0, 512), `{"v":`...), int64(s.Version), 10)
 	b = appendText(b, `,"id":`, s.ID)
