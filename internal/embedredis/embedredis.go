@@ -1,5 +1,6 @@
 // Package embedredis runs a Redis inside the process, for -dev and for tests. It takes what the service and the consent
-// page send, and nothing survives it.
+// page send, and nothing survives it. It is not for load: each command goes through all keys to see what has expired,
+// so that the service created 1,300 sessions a second over it at first, and 400 with 7,000 there.
 package embedredis
 
 import (
