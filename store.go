@@ -37,7 +37,7 @@ type store struct {
 
 	mu       sync.Mutex
 	checking func() error  // the check under way; nil: none
-	skew     time.Duration // clockSkew's
+	skew     time.Duration // what clockSkew returns
 	evicts   string        // an eviction policy that is not noeviction; "": none seen
 }
 

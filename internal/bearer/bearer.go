@@ -118,7 +118,7 @@ func (v *Verifier) Stats() Stats {
 // Verify returns the bearer of a good token. It may wait up to MaxWait for the key set, where the token names a key
 // that the set does not have. Its error is ErrNoKeys, or says why the token is not good without quoting it.
 func (v *Verifier) Verify(token string) (Bearer, error) {
-	token = token[:min(len(token), maxToken+1)] // enough to be refused
+	token = token[:min(len(token), maxToken+1)] // hash no more of one that is too long, which verifyNow refuses
 	keys := v.keys.keys.Load()
 	hash := sha256.Sum256(append(make([]byte, 0, 1024), token...)) // a usual token is not copied to the heap
 	v.mu.RLock()

@@ -32,7 +32,7 @@ var (
 	errNotStrings = errors.New("must be an array of strings")
 )
 
-// decoders are reused: a new one for each body costs three times as much (2.8 µs against 0.96 for a usual body).
+// decoders are reused: with a new one for each body a usual body takes a third longer (0.79 µs against 0.59).
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
 // Object calls member for each member of the one JSON object that data is, in the order given. The name is unescaped;
