@@ -48,7 +48,7 @@ type api struct {
 	draining atomic.Bool   // shutting down: not ready
 }
 
-// createSession is POST /auth/session. It checks in the contract's order, and the first check that fails answers.
+// createSession is POST /auth/session. The first check that fails answers, so their order is part of the interface.
 func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) error {
 	defer a.inFlight.Add(-1)
 	if a.inFlight.Add(1) > a.maxInFlight {
@@ -87,7 +87,7 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 		return unavailable("the session store is not available", err)
 	}
 	a.created.Add(1)
-	answer := appendText(make([]byte, 0, 256), `{"auth_url":`, a.authURL+secret)
+	answer := appendText(make([]byte, 0, 256), `{"auth_url":`, a.authURL+secret) // by hand, as encode says why
 	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), session.ExpiresAt, 10)
 	answer = appendText(answer, `,"id":`, session.ID)
 	answer = appendText(answer, `,"session_id":`, secret)
