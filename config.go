@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -22,7 +23,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// config is what the environment says. Every variable is named, defaulted and checked in loadConfig and nowhere else.
+// config is what the environment says. Every variable is named, defaulted, explained and checked in this file alone.
 type config struct {
 	addr          string           // listen address
 	authURL       string           // consent page, up to and with "sess_id="
@@ -42,54 +43,82 @@ type config struct {
 // wrong variable and its rule, and never a value: some hold passwords.
 func loadConfig(getenv func(string) string) (config, error) {
 	e := fromEnv{get: getenv}
-	c := config{
-		addr:       e.address("ADDR", ":8080"),
-		authURL:    e.authURL("AUTH_URL"),
-		keyPrefix:  e.text("KEY_PREFIX", "auth_session:"),
-		sessionTTL: e.duration("SESSION_TTL", 30*time.Minute, time.Minute, 168*time.Hour),
-		tokens: bearer.Config{
-			JWKSURL:      e.jwksURL("JWKS_URL"),
-			Algorithms:   e.algorithms("JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA"),
-			Issuer:       e.text("JWT_ISSUER", ""),
-			Audience:     e.text("JWT_AUDIENCE", ""),
-			ClientClaims: e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub"),
-			MaxLifetime:  e.duration("JWT_MAX_LIFETIME", 24*time.Hour, time.Second, 10*365*24*time.Hour),
-		},
-		redis:         e.redis(),
-		storeTimeout:  e.duration("STORE_TIMEOUT", time.Second, time.Millisecond, time.Minute),
-		maxInFlight:   e.count("MAX_IN_FLIGHT", 2048, 1_000_000),
-		drainDelay:    e.duration("DRAIN_DELAY", 0, 0, time.Hour),
-		shutdownGrace: e.duration("SHUTDOWN_GRACE", 10*time.Second, 0, time.Hour),
-		metricsAddr:   e.address("METRICS_ADDR", ""),
-		logLevel:      e.level("LOG_LEVEL", "info"),
-	}
-	if _, port, _ := net.SplitHostPort(c.addr); c.metricsAddr == c.addr && port != "0" {
-		e.wrong("METRICS_ADDR", "must not be ADDR")
-	}
+	c := e.config()
 	if e.wrongs != nil {
 		return c, errors.New(strings.Join(e.wrongs, "; "))
 	}
 	return c, nil
 }
 
-// fromEnv reads variables and collects what is wrong with them.
+// printVariables writes every variable with its default and what it is for.
+func printVariables(w io.Writer) {
+	e := fromEnv{get: func(string) string { return "" }}
+	e.config()
+	for _, v := range e.known {
+		fallback := ""
+		if v.fallback != "" {
+			fallback = " (default " + v.fallback + ")"
+		}
+		fmt.Fprintf(w, "  %s%s\n    \t%s\n", v.name, fallback, v.help)
+	}
+}
+
+// config reads every variable, in the order in which printVariables lists them.
+func (e *fromEnv) config() config {
+	c := config{
+		addr:       e.address("ADDR", ":8080", "listen address"),
+		authURL:    e.authURL("AUTH_URL", "required: the consent page's URL; https, or http to a loopback host"),
+		redis:      e.redis(),
+		keyPrefix:  e.text("KEY_PREFIX", "auth_session:", "what every key in Redis begins with"),
+		sessionTTL: e.duration("SESSION_TTL", "30m", "lifetime of a session, 1m to 168h", time.Minute, 168*time.Hour),
+		tokens: bearer.Config{
+			JWKSURL:  e.jwksURL("JWKS_URL", "required: the key set's URL; https, file, or http to a loopback host"),
+			Issuer:   e.text("JWT_ISSUER", "", "what iss must be; any where not set"),
+			Audience: e.text("JWT_AUDIENCE", "", "what aud must have; any where not set"),
+			Algorithms: e.algorithms("JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA",
+				"comma-separated; RS, PS and ES also with 384 or 512"),
+			ClientClaims: e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub", "claims; the first that is there names the client"),
+			MaxLifetime: e.duration("JWT_MAX_LIFETIME", "24h", "a token with more left is refused, 1s to 87600h",
+				time.Second, 10*365*24*time.Hour),
+		},
+		storeTimeout: e.duration("STORE_TIMEOUT", "1s", "for all Redis work of a request, 1ms to 1m",
+			time.Millisecond, time.Minute),
+		maxInFlight: e.count("MAX_IN_FLIGHT", "2048", "requests in work at once, 1 to 1000000; above it 503 at once",
+			1_000_000),
+		drainDelay:    e.duration("DRAIN_DELAY", "0s", "after SIGTERM, not ready and still serving, 0s to 1h", 0, time.Hour),
+		shutdownGrace: e.duration("SHUTDOWN_GRACE", "10s", "then, for requests in flight, 0s to 1h", 0, time.Hour),
+		metricsAddr:   e.address("METRICS_ADDR", "", "a second listener, with /metrics; none where not set"),
+		logLevel:      e.level("LOG_LEVEL", "info", "debug, info, warn or error"),
+	}
+	if _, port, _ := net.SplitHostPort(c.addr); c.metricsAddr == c.addr && port != "0" {
+		e.wrong("METRICS_ADDR", "must not be ADDR")
+	}
+	return c
+}
+
+// fromEnv reads variables, and collects what they are and what is wrong with them.
 type fromEnv struct {
 	get    func(string) string
+	known  []variable
 	wrongs []string
 }
+
+type variable struct{ name, fallback, help string }
 
 func (e *fromEnv) wrong(name, rule string) {
 	e.wrongs = append(e.wrongs, name+" "+rule)
 }
 
-func (e *fromEnv) text(name, fallback string) string {
+// text is the variable's value. All others read it by text.
+func (e *fromEnv) text(name, fallback, help string) string {
+	e.known = append(e.known, variable{name, fallback, help})
 	return cmp.Or(e.get(name), fallback)
 }
 
 // list is the comma-separated members, without white space around them.
-func (e *fromEnv) list(name, fallback string) []string {
+func (e *fromEnv) list(name, fallback, help string) []string {
 	var members []string
-	for member := range strings.SplitSeq(e.text(name, fallback), ",") {
+	for member := range strings.SplitSeq(e.text(name, fallback, help), ",") {
 		member = strings.TrimSpace(member)
 		if member == "" {
 			e.wrong(name, "must be a comma-separated list without empty members")
@@ -100,8 +129,8 @@ func (e *fromEnv) list(name, fallback string) []string {
 	return members
 }
 
-func (e *fromEnv) algorithms(name, fallback string) (algorithms []jose.SignatureAlgorithm) {
-	for _, member := range e.list(name, fallback) {
+func (e *fromEnv) algorithms(name, fallback, help string) (algorithms []jose.SignatureAlgorithm) {
+	for _, member := range e.list(name, fallback, help) {
 		alg := jose.SignatureAlgorithm(member)
 		if !slices.Contains(bearer.Algorithms, alg) {
 			e.wrong(name, "must list only RS, PS or ES with 256, 384 or 512, or EdDSA")
@@ -112,25 +141,25 @@ func (e *fromEnv) algorithms(name, fallback string) (algorithms []jose.Signature
 	return algorithms
 }
 
-func (e *fromEnv) duration(name string, fallback, least, most time.Duration) time.Duration {
-	d, err := time.ParseDuration(e.text(name, fallback.String()))
+func (e *fromEnv) duration(name, fallback, help string, least, most time.Duration) time.Duration {
+	d, err := time.ParseDuration(e.text(name, fallback, help))
 	if err != nil || d < least || d > most {
 		e.wrong(name, fmt.Sprintf("must be a duration like %s, from %s to %s", fallback, least, most))
 	}
 	return d
 }
 
-func (e *fromEnv) count(name string, fallback, most int64) int64 {
-	n, err := strconv.ParseInt(e.text(name, strconv.FormatInt(fallback, 10)), 10, 64)
+func (e *fromEnv) count(name, fallback, help string, most int64) int64 {
+	n, err := strconv.ParseInt(e.text(name, fallback, help), 10, 64)
 	if err != nil || n < 1 || n > most {
 		e.wrong(name, fmt.Sprintf("must be a number from 1 to %d", most))
 	}
 	return n
 }
 
-func (e *fromEnv) level(name, fallback string) slog.Level {
+func (e *fromEnv) level(name, fallback, help string) slog.Level {
 	var level slog.Level
-	text := e.text(name, fallback)
+	text := e.text(name, fallback, help)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, text) || level.UnmarshalText([]byte(text)) != nil {
 		e.wrong(name, "must be debug, info, warn or error")
 	}
@@ -138,8 +167,8 @@ func (e *fromEnv) level(name, fallback string) slog.Level {
 }
 
 // address is "" where it is not set and has no default.
-func (e *fromEnv) address(name, fallback string) string {
-	addr := e.text(name, fallback)
+func (e *fromEnv) address(name, fallback, help string) string {
+	addr := e.text(name, fallback, help)
 	if addr == "" {
 		return ""
 	}
@@ -152,8 +181,8 @@ func (e *fromEnv) address(name, fallback string) string {
 
 // authURL is the URL with the name of the session's parameter added to its query, so that a session's URL is one
 // concatenation.
-func (e *fromEnv) authURL(name string) string {
-	text := e.get(name)
+func (e *fromEnv) authURL(name, help string) string {
+	text := e.text(name, "", help)
 	u, err := url.Parse(text)
 	switch {
 	case text == "":
@@ -173,8 +202,8 @@ func (e *fromEnv) authURL(name string) string {
 	return text + "?sess_id="
 }
 
-func (e *fromEnv) jwksURL(name string) *url.URL {
-	text := e.get(name)
+func (e *fromEnv) jwksURL(name, help string) *url.URL {
+	text := e.text(name, "", help)
 	u, err := url.Parse(text)
 	switch {
 	case text == "":
@@ -195,8 +224,10 @@ func webScheme(u *url.URL) bool {
 }
 
 func (e *fromEnv) redis() redisurl.Options {
+	text := e.text("REDIS_URL", "", "required: redis://, rediss:// or unix://, in go-redis's format for the mode")
+	mode := e.text("REDIS_MODE", redisurl.Standalone, "standalone, sentinel or cluster")
 	var password string
-	if file := e.get("REDIS_PASSWORD_FILE"); file != "" {
+	if file := e.text("REDIS_PASSWORD_FILE", "", "file with the password, instead of the URL's"); file != "" {
 		data, err := os.ReadFile(file)
 		password = strings.TrimRight(string(data), "\r\n")
 		if err != nil || password == "" {
@@ -204,14 +235,13 @@ func (e *fromEnv) redis() redisurl.Options {
 		}
 	}
 	var roots *x509.CertPool
-	if file := e.get("REDIS_CA_FILE"); file != "" {
+	if file := e.text("REDIS_CA_FILE", "", "file with the PEM roots for rediss://, instead of the system's"); file != "" {
 		data, err := os.ReadFile(file)
 		roots = x509.NewCertPool()
 		if !roots.AppendCertsFromPEM(data) || err != nil {
 			e.wrong("REDIS_CA_FILE", "must name a readable file of PEM certificates")
 		}
 	}
-	mode, text := e.text("REDIS_MODE", redisurl.Standalone), e.get("REDIS_URL")
 	switch {
 	case !slices.Contains([]string{redisurl.Standalone, redisurl.Sentinel, redisurl.Cluster}, mode):
 		e.wrong("REDIS_MODE", "must be standalone, sentinel or cluster")

@@ -215,3 +215,45 @@ func TestConfigRedisPassword(t *testing.T) {
 		}
 	}
 }
+
+// -h and the README's table have the same variables, with the same defaults.
+func TestConfigHelp(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	testkit.Must(t, err)
+	_, table, _ := strings.Cut(string(readme), "| variable | default |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	want := map[string]string{} // default by name
+	for row := range strings.Lines(table) {
+		cells := strings.Split(row, "|")
+		if len(cells) < 4 || !strings.Contains(cells[1], "`") {
+			continue
+		}
+		names, fallbacks := strings.Split(cells[1], ","), strings.Split(cells[2], "`, `")
+		for i, name := range names {
+			fallback := strings.Trim(fallbacks[min(i, len(fallbacks)-1)], " `")
+			if fallback == "required" || fallback == "off" {
+				fallback = ""
+			}
+			want[strings.Trim(name, " `")] = fallback
+		}
+	}
+	e := fromEnv{get: func(string) string { return "" }}
+	e.config()
+	got := map[string]string{}
+	for _, v := range e.known {
+		got[v.name] = v.fallback
+		if v.help == "" {
+			t.Errorf("%s has no help text", v.name)
+		}
+	}
+	if len(got) < 18 || !maps.Equal(got, want) {
+		t.Errorf("variables = %v, want the README's %v", got, want)
+	}
+	var help strings.Builder
+	printVariables(&help)
+	for name, fallback := range want {
+		if !strings.Contains(help.String(), name) || !strings.Contains(help.String(), fallback) {
+			t.Errorf("-h does not have %s with its default %q", name, fallback)
+		}
+	}
+}

@@ -3,7 +3,7 @@
 //
 // Usage:
 //
-//	authsession              serve, set up by environment variables (see README.md)
+//	authsession              serve, set up by environment variables (-h lists them)
 //	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key, a sandbox consent page
 //	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
@@ -51,7 +51,7 @@ func main() {
 	}
 }
 
-const usage = `Without arguments authsession serves, set up by environment variables (see README.md).
+const usage = `Without arguments authsession serves, set up by the environment variables below.
 
   healthcheck
     	ask the running service's /readyz; exit status 0 or 1
@@ -69,6 +69,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, usage)
 		flags.PrintDefaults()
+		fmt.Fprint(stderr, "\nThe environment variables; one that is empty is not set:\n\n")
+		printVariables(stderr)
 	}
 	if err := flags.Parse(args); err != nil {
 		return err
