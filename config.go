@@ -32,7 +32,7 @@ type config struct {
 	sessionTTL    time.Duration    // lifetime of a session
 	tokens        bearer.Config    // which tokens are good
 	storeTimeout  time.Duration    // for all Redis work of one request
-	maxInFlight   int64            // requests in work at once
+	maxInFlight   int              // requests in work at once
 	drainDelay    time.Duration    // not ready and still serving, after a signal
 	shutdownGrace time.Duration    // for requests in flight, after that
 	metricsAddr   string           // "": no metrics
@@ -149,8 +149,8 @@ func (e *fromEnv) duration(name, fallback, help string, least, most time.Duratio
 	return d
 }
 
-func (e *fromEnv) count(name, fallback, help string, most int64) int64 {
-	n, err := strconv.ParseInt(e.text(name, fallback, help), 10, 64)
+func (e *fromEnv) count(name, fallback, help string, most int) int {
+	n, err := strconv.Atoi(e.text(name, fallback, help))
 	if err != nil || n < 1 || n > most {
 		e.wrong(name, fmt.Sprintf("must be a number from 1 to %d", most))
 	}

@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
+	"authsession/internal/fairshare"
 	"authsession/internal/groupcommit"
 )
 
 const (
 	maxBody     = 64 << 10         // bytes
+	smallBody   = 4 << 10          // bytes; a larger one needs a place to be read
 	bodyTimeout = 10 * time.Second // from a request's first byte to its body's last
 )
 
@@ -36,24 +38,21 @@ type note struct {
 
 // api holds what the handlers use. All its fields but the atomic ones are set before the first request.
 type api struct {
-	verifier    *bearer.Verifier
-	store       *store
-	now         func() time.Time
-	authURL     string // up to and with "sess_id="
-	sessionTTL  time.Duration
-	maxInFlight int64
+	verifier   *bearer.Verifier
+	store      *store
+	now        func() time.Time
+	authURL    string // up to and with "sess_id="
+	sessionTTL time.Duration
+	inFlight   *fairshare.Places // requests in work, their bodies read
+	reading    *fairshare.Places // larger bodies that are being read
 
 	created  atomic.Uint64 // sessions
-	inFlight atomic.Int64  // requests in createSession
 	draining atomic.Bool   // shutting down: not ready
+	cutOff   atomic.Bool   // shutting down: what still waits has no more time
 }
 
 // createSession is POST /auth/session. The first check that fails answers, so their order is part of the interface.
 func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) error {
-	defer a.inFlight.Add(-1)
-	if a.inFlight.Add(1) > a.maxInFlight {
-		return unavailable("too many requests are in work", nil)
-	}
 	who, err := a.authenticate(r)
 	if err != nil {
 		return err
@@ -65,10 +64,14 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	if err := checkMediaType(r.Header); err != nil {
 		return err
 	}
-	body, err := readBody(w, r)
+	body, err := a.readBody(w, r, who.Client)
 	if err != nil {
 		return err
 	}
+	if err := a.inFlight.Take(who.Client); err != nil {
+		return unavailable(err.Error(), nil)
+	}
+	defer a.inFlight.Leave(who.Client)
 	session, unknown, err := parseBody(body)
 	n.unknown = unknown
 	switch broken, ok := errors.AsType[*bodyError](err); {
@@ -140,14 +143,24 @@ func checkMediaType(h http.Header) error {
 	return nil
 }
 
-// readBody refuses a body that says it is too large before it reads any of it.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// readBody refuses a body that says it is too large before it reads any of it. What it holds grows with what has come,
+// not with what was announced. Larger bodies need a place, since all connections may send one at once.
+func (a *api) readBody(w http.ResponseWriter, r *http.Request, client string) ([]byte, error) {
 	if r.ContentLength > maxBody {
 		return nil, tooLarge(maxBody)
+	}
+	if r.ContentLength > smallBody || r.ContentLength < 0 { // -1: it does not say
+		if err := a.reading.Take(client); err != nil {
+			return nil, unavailable(err.Error(), nil)
+		}
+		defer a.reading.Leave(client)
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, over := errors.AsType[*http.MaxBytesError](err); over {
 		return nil, tooLarge(maxBody)
+	}
+	if err != nil && a.cutOff.Load() {
+		return nil, unavailable("shutting down", err)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, bodyTimedOut(bodyTimeout, err)

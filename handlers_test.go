@@ -271,14 +271,16 @@ func TestUnknownMembers(t *testing.T) {
 		t.Errorf("record = %+v, want %+v", record, want)
 	}
 	names := `["permissions","__proto__","expires_at","session_id","id","scope","auth_url","v","client_id","` +
-		strings.Repeat("x", 63) + `"]`
+		strings.Repeat("x", 63) + `\\xc3"]`
 	if got := unknown(a); got != names {
 		t.Errorf("unknown_members = %s, want %s", got, names)
 	}
 
 	long := strings.Repeat("y", 64)
+	odd := `{"end_user_id":"e","` + "\u009b2J" + `":1,"\u202e":1,"a\u0000":1,"é":1}`
 	for body, want := range map[string]string{
 		goodBody: "null",
+		odd:      `["\\u009b2J","\\u202e","a\\x00","\\u00e9"]`,
 		`{"end_user_id":"eu_1","` + long + `z":1,"` + long + `":1}`: `["` + long + `","` + long + `"]`,
 		`{"end_user_id":"","END_USER_ID":1}`:                        `["END_USER_ID"]`, // a refusal's too
 	} {
@@ -556,38 +558,73 @@ func TestHealth(t *testing.T) {
 	check(t, ts, "/readyz", 503, "redis", "key set")
 }
 
+// One client holds at most three quarters of MAX_IN_FLIGHT. A place is taken when the body is there.
 func TestMaxInFlight(t *testing.T) {
-	ts, gate := newSlowTestServer(t, map[string]string{"MAX_IN_FLIGHT": "2"})
-	token := ts.token(t)
+	ts, gate := newSlowTestServer(t, map[string]string{"MAX_IN_FLIGHT": "4"})
+	token, other := ts.token(t), ts.tokenOf(t, "other")
+	slow := ts.dial(t) // has no place
+	slow.send(t, message("POST /auth/session HTTP/1.1", "Host: x", ts.authorization(t), goodLength)+goodBody[:1])
 	gate.Lock()
 	answers := make(chan testkit.Answer)
-	for range 2 {
+	for n := range 3 {
 		go func() { answers <- ts.post(t, token, goodBody) }()
+		ts.waitBusy(t, n+1)
 	}
-	ts.waitBusy(t, 2)
 	start := time.Now()
-	for _, h := range []http.Header{
-		{"Authorization": {"Bearer " + token}}, {"Authorization": {"Bearer x"}}, {"Content-Type": {"text/plain"}},
-	} {
-		a := ts.do(t, "POST", "/auth/session", h, strings.NewReader(goodBody))
-		if e := a.WantError(t, 503, "unavailable"); !strings.Contains(e.Message, "too many requests") {
-			t.Errorf("message = %q", e.Message)
+	const own, all = "too many of this client's requests are in work", "too many requests are in work"
+	wantFull := func(token, body, message string) {
+		t.Helper()
+		e := ts.post(t, token, body).WantError(t, 503, "unavailable")
+		if e.Message != message {
+			t.Errorf("message = %q, want %q", e.Message, message)
 		}
 	}
-	// Path and method come before it, and health does not count.
+	wantFull(token, goodBody, own)
+	wantFull(token, "{", own) // before the fields
+	go func() { answers <- ts.post(t, other, goodBody) }()
+	ts.waitBusy(t, 4)
+	wantFull(other, goodBody, all)
+	wantFull(token, goodBody, all)
+	// What is checked before it is refused for itself, and health does not count.
 	ts.do(t, "GET", "/auth/session", nil, nil).WantError(t, 405, "method_not_allowed")
-	ts.do(t, "POST", "/nope", nil, nil).WantError(t, 404, "not_found")
+	ts.post(t, "x", goodBody).WantError(t, 401, "unauthorized")
+	h := http.Header{"Authorization": {"Bearer " + token}, "Content-Type": {"text/plain"}}
+	ts.do(t, "POST", "/auth/session", h, strings.NewReader(goodBody)).WantError(t, 415, "unsupported_media_type")
 	if a := ts.do(t, "GET", "/livez", nil, nil); a.Status != 200 {
 		t.Errorf("GET /livez = %d, want 200", a.Status)
 	}
+	slow.send(t, goodBody[1:])
+	slow.answer(t, "POST").WantError(t, 503, "unavailable")
 	if took := time.Since(start); took > bodyTimeout/2 {
 		t.Errorf("refused after %s", took)
 	}
 	gate.Unlock()
-	for range 2 {
+	for range 4 {
 		ts.wantSession(t, <-answers)
 	}
 	ts.wantSession(t, ts.post(t, token, goodBody))
+}
+
+// Larger bodies need a place while they are read, of which one client has three quarters too. Small ones need none.
+func TestReadingPlaces(t *testing.T) {
+	ts := newTestServer(t, map[string]string{"MAX_IN_FLIGHT": "4"})
+	token, other := ts.token(t), ts.tokenOf(t, "other")
+	begin := func(token, length string) *wire {
+		w := ts.dial(t)
+		w.send(t, message("POST /auth/session HTTP/1.1", "Host: x", "Authorization: Bearer "+token, length))
+		return w
+	}
+	large, chunked := fmt.Sprintf("Content-Length: %d", smallBody+1), "Transfer-Encoding: chunked"
+	for i, length := range []string{large, chunked, large} {
+		begin(token, length)
+		testkit.WaitFor(t, 5*time.Second, "a place to be taken", func() bool { return ts.reading.Taken() == i+1 })
+	}
+	for _, length := range []string{large, chunked} {
+		begin(token, length).answer(t, "POST").WantError(t, 503, "unavailable")
+	}
+	padded := goodBody + strings.Repeat(" ", smallBody)
+	ts.wantSession(t, ts.post(t, token, padded[:smallBody]))
+	ts.wantSession(t, ts.post(t, other, padded))
 }
 
 // net/http cancels the request of a caller that closes its side. It has asked, and reads.
@@ -627,7 +664,7 @@ func TestDisconnect(t *testing.T) {
 	for i := range callers {
 		w := ts.dial(t)
 		w.send(t, ts.goodRequest(t))
-		ts.waitBusy(t, int64(i)+1)
+		ts.waitBusy(t, i+1)
 		_ = w.SetLinger(0) // a reset, not half a close
 		_ = w.Close()
 	}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"authsession/internal/listener"
 	"authsession/internal/redistest"
 	"authsession/internal/testkit"
 
@@ -31,10 +32,11 @@ func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
 // testServer is a server that serves.
 type testServer struct {
 	*server
-	url   string // http://127.0.0.1:port
-	addr  string // 127.0.0.1:port
-	log   *testkit.Log
-	redis redis.UniversalClient // looks at what the server wrote
+	url     string // http://127.0.0.1:port
+	addr    string // 127.0.0.1:port
+	callers *listener.Listener
+	log     *testkit.Log
+	redis   redis.UniversalClient // looks at what the server wrote
 }
 
 // newTestServer serves with env on top of what the service needs: a Redis, a key prefix of the test's own, and a key
@@ -65,11 +67,12 @@ func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { ts.verifier.Run(ctx) })
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	testkit.Must(t, err)
+	ts.callers = listener.New(tcp, maxConnections)
 	srv := newHTTPServer(ts.routes(), cfg.storeTimeout, log)
-	running.Go(func() { _ = srv.Serve(callers{listener}) })
-	ts.addr = listener.Addr().String()
+	running.Go(func() { _ = srv.Serve(ts.callers) })
+	ts.addr = tcp.Addr().String()
 	ts.url = "http://" + ts.addr
 	t.Cleanup(func() {
 		_ = srv.Close()
@@ -106,6 +109,14 @@ const goodBody = `{"end_user_id":"eu_1"}`
 func (ts *testServer) token(t testing.TB) string {
 	t.Helper()
 	return testkit.Sign(t, testkit.EC(), testkit.Claims())
+}
+
+// tokenOf is a good token of another client.
+func (ts *testServer) tokenOf(t testing.TB, client string) string {
+	t.Helper()
+	claims := testkit.Claims()
+	claims["client_id"] = client
+	return testkit.Sign(t, testkit.EC(), claims)
 }
 
 // jsonHeader is what a good request has.
@@ -233,10 +244,10 @@ func (ts *testServer) wantRefused(t testing.TB, a testkit.Answer, status int, na
 }
 
 // waitBusy waits until n requests are in work.
-func (ts *testServer) waitBusy(t testing.TB, n int64) {
+func (ts *testServer) waitBusy(t testing.TB, n int) {
 	t.Helper()
 	testkit.WaitFor(t, 5*time.Second, fmt.Sprintf("%d requests in work", n),
-		func() bool { return ts.inFlight.Load() == n })
+		func() bool { return ts.inFlight.Taken() == n })
 }
 
 // authorization is the header line of a good token.

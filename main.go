@@ -33,8 +33,10 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
+	"authsession/internal/fairshare"
 	"authsession/internal/keytool"
 	"authsession/internal/linelog"
+	"authsession/internal/listener"
 	"authsession/internal/redisurl"
 )
 
@@ -42,6 +44,7 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400) // the live heap is a few MB: collect it less often
 	}
+	signal.Ignore(syscall.SIGPIPE) // a reader of the log that goes away: what is written then is lost, and counted
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
@@ -110,14 +113,15 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	defer lines.Flush(time.Second)
 	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.logLevel}))
 	redisurl.LogTo(log)
-	listener, err := net.Listen("tcp", cfg.addr)
+	tcp, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
-	defer listener.Close()
-	if err := listening(listener.Addr()); err != nil {
+	defer tcp.Close()
+	if err := listening(tcp.Addr()); err != nil {
 		return err
 	}
+	callers := listener.New(tcp, maxConnections)
 	s := newServer(cfg, log)
 	srv := newHTTPServer(s.routes(), cfg.storeTimeout, log)
 	if cfg.metricsAddr != "" {
@@ -125,7 +129,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 		if err != nil {
 			return fmt.Errorf("listening for metrics: %w", err)
 		}
-		metrics := newHTTPServer(metricsRoutes(s.metrics.registry(&s.api)), cfg.storeTimeout, log)
+		metrics := newHTTPServer(metricsRoutes(s.metrics.registry(&s.api, callers, lines)), cfg.storeTimeout, log)
 		go func() { _ = metrics.Serve(metricsListener) }()
 		defer metrics.Close()
 		log.Info("serving metrics", "addr", metricsListener.Addr().String())
@@ -142,10 +146,10 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 		running.Wait()
 	}()
 
-	log.Info("listening", "addr", listener.Addr().String(), "version", versionText())
+	log.Info("listening", "addr", tcp.Addr().String(), "version", versionText())
 	warn(cfg, log)
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(callers{listener}) }()
+	go func() { failed <- srv.Serve(callers) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)
@@ -161,6 +165,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	grace, cancel := context.WithTimeout(context.Background(), cfg.shutdownGrace)
 	defer cancel()
 	if err := srv.Shutdown(grace); err != nil {
+		// What waits for Redis or for a body gets an error, which becomes a 503.
+		s.cutOff.Store(true)
+		callers.StopReading()
+		_ = s.store.close()
+		last, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = srv.Shutdown(last)
 		_ = srv.Close()
 		return fmt.Errorf("requests were cut off after SHUTDOWN_GRACE: %w", err)
 	}
@@ -172,12 +183,13 @@ func newServer(cfg config, log *slog.Logger) *server {
 	m := newMetrics()
 	return &server{
 		api: api{
-			verifier:    bearer.New(cfg.tokens, log),
-			store:       openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, m.redisWrite, m.batchSize, log),
-			now:         time.Now,
-			authURL:     cfg.authURL,
-			sessionTTL:  cfg.sessionTTL,
-			maxInFlight: cfg.maxInFlight,
+			verifier:   bearer.New(cfg.tokens, log),
+			store:      openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, m.redisWrite, m.batchSize, log),
+			now:        time.Now,
+			authURL:    cfg.authURL,
+			sessionTTL: cfg.sessionTTL,
+			inFlight:   fairshare.New(cfg.maxInFlight),
+			reading:    fairshare.New(cfg.maxInFlight),
 		},
 		metrics: m,
 		log:     log,

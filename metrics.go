@@ -5,6 +5,9 @@ import (
 	"strconv"
 	"time"
 
+	"authsession/internal/linelog"
+	"authsession/internal/listener"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
@@ -72,7 +75,7 @@ func (m routeMetrics) count(status int, name string, took time.Duration) {
 }
 
 // registry has every metric there is.
-func (m metrics) registry(a *api) *prometheus.Registry {
+func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog.Writer) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m.answered, m.took, m.redisWrite, m.batchSize,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -84,9 +87,14 @@ func (m metrics) registry(a *api) *prometheus.Registry {
 		opts := prometheus.CounterOpts{Name: "authsession_" + name, Help: help, ConstLabels: labels}
 		registry.MustRegister(prometheus.NewCounterFunc(opts, func() float64 { return float64(value()) }))
 	}
-	gauge("http_requests_in_flight", "Requests for a session in work.", nil,
-		func() float64 { return float64(a.inFlight.Load()) })
-	gauge("http_requests_in_flight_limit", "MAX_IN_FLIGHT.", nil, func() float64 { return float64(a.maxInFlight) })
+	gauge("http_requests_in_flight", "Requests for a session in work, their bodies read.", nil,
+		func() float64 { return float64(a.inFlight.Taken()) })
+	gauge("http_requests_in_flight_limit", "MAX_IN_FLIGHT.", nil, func() float64 { return float64(a.inFlight.Most()) })
+	for _, status := range listener.Statuses {
+		counter("http_refusals_total", "Requests that net/http refused before a route was found, by status code.",
+			prometheus.Labels{"code": strconv.Itoa(status)}, func() uint64 { return connections.Refused(status) })
+	}
+	counter("log_lines_dropped_total", "Log lines that their reader did not take.", nil, lines.Dropped)
 	counter("sessions_created_total", "Sessions that callers were promised.", nil, a.created.Load)
 	gauge("redis_writes_waiting", "Records that wait for their batch.", nil,
 		func() float64 { return float64(a.store.writer.Waiting()) })

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"authsession/internal/linelog"
 	"authsession/internal/redistest"
 	"authsession/internal/testkit"
 )
@@ -20,7 +22,8 @@ import (
 func (ts *testServer) scrape(t testing.TB) string {
 	t.Helper()
 	w := httptest.NewRecorder()
-	metricsRoutes(ts.metrics.registry(&ts.api)).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	registry := ts.metrics.registry(&ts.api, ts.callers, linelog.New(io.Discard))
+	metricsRoutes(registry).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	if w.Code != http.StatusOK {
 		t.Fatalf("GET /metrics = %d", w.Code)
 	}
@@ -47,6 +50,7 @@ func TestMetrics(t *testing.T) {
 	}
 	ts.post(t, token, `{}`).WantError(t, 400, "bad_request")
 	ts.post(t, "a.b.SECRET", goodBody).WantError(t, 401, "unauthorized")
+	ts.exchange(t, message("GET /livez HTTP/1.1")) // without Host
 	ts.do(t, "SECRETMETHOD", "/SECRET-path", nil, nil).WantError(t, 404, "not_found")
 	testkit.Must(t, ts.store.check())
 	testkit.WaitFor(t, 5*time.Second, "the end of the first fetch",
@@ -60,6 +64,9 @@ func TestMetrics(t *testing.T) {
 		`authsession_http_requests_total{code="400",error="bad_request",route="/auth/session"} 1`,
 		`authsession_http_requests_total{code="401",error="unauthorized",route="/auth/session"} 1`,
 		`authsession_http_request_duration_seconds_count{route="/auth/session"} 5`,
+		`authsession_http_refusals_total{code="400"} 1`,
+		`authsession_http_refusals_total{code="431"} 0`,
+		`authsession_log_lines_dropped_total 0`,
 		`authsession_http_requests_in_flight 0`,
 		`authsession_http_requests_in_flight_limit 2048`,
 		`authsession_sessions_created_total 3`,

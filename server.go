@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -66,6 +67,9 @@ func metricsRoutes(registry *prometheus.Registry) http.Handler {
 	return mux
 }
 
+// maxConnections is how many callers' connections are open at once. One that waits for a request takes some 20 KB.
+const maxConnections = 8192
+
 // newHTTPServer sets the limits of a connection.
 func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger) *http.Server {
 	const writeSlack = 5 * time.Second // for an answer on its way
@@ -75,38 +79,10 @@ func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger)
 		ReadTimeout:                  bodyTimeout,
 		WriteTimeout:                 bodyTimeout + bearer.MaxWait + storeTimeout + writeSlack,
 		IdleTimeout:                  2 * time.Minute, // longer than gateways keep theirs
-		MaxHeaderBytes:               24 << 10,        // net/http adds 4 KiB; a token has 8
+		MaxHeaderBytes:               8 << 10,         // net/http adds 4 KiB; a token has 8
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		DisableGeneralOptionsHandler: true, // OPTIONS * is 404 like any other path
 	}
-}
-
-// callers is a TCP listener whose connections are conns.
-type callers struct{ net.Listener }
-
-func (l callers) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &conn{TCPConn: c.(*net.TCPConn)}, nil
-}
-
-// conn is a caller's connection. While a handler runs, net/http reads one byte ahead, to end the request's context when
-// the caller goes away. No handler looks at that, and the read, which parks a goroutine and wakes it again, costs some
-// 9% of CPU. So conn skips it.
-type conn struct {
-	*net.TCPConn
-	skipped bool // the last Read was
-}
-
-// Read reads nothing (0 and nil, as io.Reader allows) where it is asked for one byte, unless it is asked again.
-// net/http never reads a connection twice at a time.
-func (c *conn) Read(p []byte) (int, error) {
-	if c.skipped = len(p) == 1 && !c.skipped; c.skipped {
-		return 0, nil
-	}
-	return c.TCPConn.Read(p)
 }
 
 // handle makes f an http.Handler: it sets the headers that every answer has, writes the error that f returns or panics
@@ -122,6 +98,15 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		h["X-Request-Id"] = values[0:1:1]
 		h["Cache-Control"] = values[1:2:2]
 		h["X-Content-Type-Options"] = values[2:3:3]
+		// A chunked request may have had a Content-Length too, which net/http does not tell. Whoever stands between may
+		// have believed that one, so such a request is the connection's last (RFC 9112, section 6.1).
+		unwanted := r.ContentLength != 0 && r.Method != http.MethodPost
+		if unwanted || r.TransferEncoding != nil {
+			h["Connection"] = []string{"close"}
+		}
+		if unwanted {
+			skipBody(w)
+		}
 		if err := guard(f, w, r, &e.note); err != nil {
 			apiErr, known := errors.AsType[*apiError](err)
 			if !known {
@@ -180,17 +165,19 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 	if r.ContentLength > maxBody { // more than we would read to keep the connection
 		h.Set("Connection", "close")
 	}
-	// net/http reads up to 256 KiB of a body before it sends the answer, so that the connection can be kept. Callers
-	// send headers and body at once, though not always in one packet: what is not there after 100 ms ends the
-	// connection, so that a refusal does not wait for a body that nobody wants. (EnableFullDuplex is no way out: after
-	// a broken body it takes what follows for the next request.)
-	if h.Get("Connection") == "" {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-	}
+	skipBody(w)
 	h.Set("Content-Type", "application/vnd.goa.error")
 	h.Set("Goa-Error", e.name)
 	w.WriteHeader(e.status)
 	_, _ = w.Write(body)
+}
+
+// skipBody has an answer not wait for a body that nobody wants. net/http reads up to 256 KiB of one before it sends the
+// answer, so that the connection can be kept. Callers send headers and body at once, though not always in one packet:
+// what is not there after 100 ms ends the connection. (EnableFullDuplex is no way out: after a broken body it takes
+// what follows for the next request.)
+func skipBody(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 }
 
 // entry is what the log says of one request. Its fields and note's are the only way there: no token, session_id,
@@ -220,18 +207,21 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
 	attrs := append(make([]slog.Attr, 0, 13),
 		slog.String("request_id", e.requestID),
-		slog.String("method", r.Method),
+		slog.String("method", printable(r.Method)),
 		slog.String("route", e.route),
 		slog.Int("status", e.status),
 		slog.Int64("duration_us", e.took.Microseconds()),
 		slog.String("remote_ip", remote))
 	if e.clientID != "" {
-		attrs = append(attrs, slog.String("client_id", e.clientID))
+		attrs = append(attrs, slog.String("client_id", printable(e.clientID)))
 	}
 	if e.session != "" {
 		attrs = append(attrs, slog.String("session", e.session))
 	}
 	if e.unknown != nil {
+		for i, name := range e.unknown {
+			e.unknown[i] = printable(name)
+		}
 		attrs = append(attrs, slog.Any("unknown_members", e.unknown))
 	}
 	if e.error != "" {
@@ -244,6 +234,17 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	line := slog.NewRecord(e.start.Add(e.took), level, "request", 0)
 	line.AddAttrs(attrs...)
 	_ = log.Handle(r.Context(), line)
+}
+
+// printable is what the log says of a text that a caller chose: its first 64 bytes. If those have more than printable
+// ASCII, they are escaped as in Go's strings.
+func printable(s string) string {
+	s = s[:min(len(s), 64)]
+	if strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0 {
+		return s
+	}
+	quoted := strconv.QuoteToASCII(s)
+	return quoted[1 : len(quoted)-1]
 }
 
 // validRequestID tells whether a caller's X-Request-Id is one we take over.

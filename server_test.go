@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -106,7 +105,7 @@ func TestRoutes(t *testing.T) {
 	ts.wantSessions(t, sessions)
 }
 
-// A conn that passes over reads of one byte loses none, wherever a request is cut.
+// A connection that passes over reads of one byte loses none, wherever a request is cut.
 func TestConn(t *testing.T) {
 	ts := newTestServer(t, nil)
 	request := ts.goodRequest(t)
@@ -153,34 +152,6 @@ func TestConn(t *testing.T) {
 	}
 }
 
-// A conn reads nothing where it is asked for one byte, and all that came where it is asked again or for more.
-func TestConnRead(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	testkit.Must(t, err)
-	defer listener.Close()
-	caller, err := net.Dial("tcp", listener.Addr().String())
-	testkit.Must(t, err)
-	defer caller.Close()
-	c, err := callers{listener}.Accept()
-	testkit.Must(t, err)
-	defer c.Close()
-	_, err = io.WriteString(caller, "abcdef")
-	testkit.Must(t, err)
-	for i, step := range []struct {
-		ask  int
-		want string
-	}{
-		{1, ""}, {1, "a"}, {1, ""}, {1, "b"}, {2, "cd"}, {1, ""}, {2, "ef"}, {1, ""},
-	} {
-		p := make([]byte, step.ask)
-		testkit.Must(t, c.SetReadDeadline(time.Now().Add(5*time.Second)))
-		n, err := c.Read(p)
-		if err != nil || string(p[:n]) != step.want {
-			t.Fatalf("read %d of %d bytes = %q, %v, want %q", i, step.ask, p[:n], err, step.want)
-		}
-	}
-}
-
 // What net/http refuses by itself keeps its own answer, and never reaches a handler.
 func TestServerAnswers(t *testing.T) {
 	ts := newTestServer(t, nil)
@@ -189,8 +160,10 @@ func TestServerAnswers(t *testing.T) {
 	with := func(lines ...string) string { return message(append([]string{post, host, auth}, lines...)...) }
 	good := func(lines ...string) string { return with(append([]string{length}, lines...)...) + goodBody }
 	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(goodBody), goodBody)
-	small := slices.Repeat([]string{"a: bcd"}, 200) // 2,000 are 431 to net/http of Go 1.27, and not of 1.26
-	long := strings.Repeat("x", 30<<10)
+	small := slices.Repeat([]string{"a: bcd"}, 2000)
+	usual := slices.Repeat([]string{"X-Usual-Header: of some forty bytes in all"}, 20)
+	long := strings.Repeat("x", 16<<10)
+	tokenOf8K := "Authorization: Bearer " + longToken(t, 8<<10)
 	const own, ours = false, true
 	tests := []struct {
 		name, text string
@@ -208,9 +181,11 @@ func TestServerAnswers(t *testing.T) {
 		{"Upgrade: h2c", good("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c",
 			"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"), 200, ours},
 
-		{"header of 30 KB", good("X-Long: " + long), 431, own},
-		{"target of 30 KB", message("POST /auth/session?"+long+" HTTP/1.1", host, auth, length) + goodBody, 431, own},
-		{"200 small headers", good(small...), 200, ours},
+		{"header of 16 KB", good("X-Long: " + long), 431, own},
+		{"target of 16 KB", message("POST /auth/session?"+long+" HTTP/1.1", host, auth, length) + goodBody, 431, own},
+		{"2,000 small headers", good(small...), 431, own},
+		{"token of 8 KiB among usual headers",
+			message(append([]string{post, host, tokenOf8K, length}, usual...)...) + goodBody, 200, ours},
 
 		{"Content-Length twice, equal", good(length), 200, ours},
 		{"Content-Length twice, different", good("Content-Length: 5"), 400, own},
@@ -339,6 +314,39 @@ func TestRefusedConnection(t *testing.T) {
 	}
 }
 
+// A body that nobody reads is not waited for, and a chunked request is its connection's last: it may have had a
+// Content-Length too.
+func TestLastRequest(t *testing.T) {
+	ts := newTestServer(t, nil)
+	const length, chunked = "Content-Length: 1000", "Transfer-Encoding: chunked"
+	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(goodBody), goodBody)
+	post := []string{"POST /auth/session HTTP/1.1", "Host: x", ts.authorization(t)}
+	for name, text := range map[string]string{
+		"GET with a body announced":     message("GET /livez HTTP/1.1", "Host: x", length),
+		"HEAD with a body announced":    message("HEAD /readyz HTTP/1.1", "Host: x", length),
+		"GET with a chunked body":       message("GET /openapi.yaml HTTP/1.1", "Host: x", chunked),
+		"chunked":                       message(append(post, chunked)...) + chunks,
+		"chunked and Content-Length":    message(append(post, chunked, goodLength)...) + chunks,
+		"Content-Length and chunked":    message(append(post, goodLength, chunked)...) + chunks,
+		"both, and what smugglers send": message(append(post, "Content-Length: 3", chunked)...) + chunks + "GET",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := ts.dial(t)
+			start := time.Now()
+			w.send(t, text)
+			method, _, _ := strings.Cut(text, " ")
+			a := w.answer(t, method)
+			if took := time.Since(start); a.Status != 200 || took > time.Second {
+				t.Errorf("answer = %d %s after %s, want 200 at once", a.Status, a.Body, took)
+			}
+			if got := a.Header.Get("Connection"); got != "close" {
+				t.Errorf("Connection = %q, want close", got)
+			}
+			w.wantClosed(t)
+		})
+	}
+}
+
 func TestExpectContinue(t *testing.T) {
 	ts := newTestServer(t, nil)
 	head := func(authorization string) string {
@@ -389,7 +397,7 @@ func TestPanic(t *testing.T) {
 	w.wantClosed(t)    // and aborted, without an answer
 
 	ts.wantSession(t, ts.post(t, ts.token(t), goodBody))
-	if n := ts.inFlight.Load(); n != 0 {
+	if n := ts.inFlight.Taken(); n != 0 {
 		t.Errorf("%d requests in work after all have ended", n)
 	}
 	for what, want := range map[string]int{`"stack"`: 1, "http: panic": 0} {
@@ -464,6 +472,23 @@ func TestRequestLog(t *testing.T) {
 	for _, secret := range []string{"SECRET", token, strings.Split(token, ".")[1], "203.0.113.7", "eu_1"} {
 		if ts.log.Has(secret) {
 			t.Errorf("the log has %q: %s", secret, ts.log)
+		}
+	}
+}
+
+// Of what a caller chose the log has 64 bytes of printable ASCII.
+func TestRequestLogPrintable(t *testing.T) {
+	ts := newTestServer(t, nil)
+	long := strings.Repeat("M", 15_000)
+	for _, test := range []struct{ text, member, want string }{
+		{message(long[:8_000]+" /livez HTTP/1.1", "Host: x"), "method", long[:64]},
+		{message("POST /auth/session HTTP/1.1", "Host: x", goodLength,
+			"Authorization: Bearer "+ts.tokenOf(t, strings.Repeat("c", 60)+"\u009b2J\u202e")) + goodBody,
+			"client_id", strings.Repeat("c", 60) + `\u009b2J`},
+	} {
+		line := ts.logged(t, ts.exchange(t, test.text))
+		if line[test.member] != test.want {
+			t.Errorf("%s = %q, want %q", test.member, line[test.member], test.want)
 		}
 	}
 }

@@ -72,11 +72,7 @@ func hashSecret(secret string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// At most this many names of unknown members, of this many bytes each, are logged.
-const (
-	maxUnknown     = 10
-	maxUnknownName = 64
-)
+const maxUnknown = 10 // names of unknown members are logged
 
 // bodyError is what is wrong with a body, for the caller to read.
 type bodyError struct {
@@ -109,7 +105,7 @@ func parseBody(body []byte) (s session, unknown []string, err error) {
 			}
 		}
 		if len(unknown) < maxUnknown {
-			unknown = append(unknown, strings.ToValidUTF8(string(name[:min(len(name), maxUnknownName)]), ""))
+			unknown = append(unknown, string(name))
 		}
 	})
 	if err != nil {

@@ -24,16 +24,18 @@ import (
 // mayImport has every package of this module, and which others of it, by their names under internal, it may import.
 // Tests may import more.
 var mayImport = map[string][]string{
-	".": {"bearer", "embedredis", "groupcommit", "keytool", "linelog", "redirecturi", "redisurl", "sandbox",
-		"strictjson"},
+	".": {"bearer", "embedredis", "fairshare", "groupcommit", "keytool", "linelog", "listener", "redirecturi",
+		"redisurl", "sandbox", "strictjson"},
 	"bench":                nil,
 	"bench/floor":          nil,
 	"docs/examples":        nil,
 	"internal/bearer":      {"strictjson"},
 	"internal/embedredis":  nil,
+	"internal/fairshare":   nil,
 	"internal/groupcommit": nil,
 	"internal/keytool":     {"bearer"},
 	"internal/linelog":     nil,
+	"internal/listener":    nil,
 	"internal/redirecturi": nil,
 	"internal/redistest":   {"embedredis", "testkit"},
 	"internal/redisurl":    nil,

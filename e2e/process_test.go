@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -183,6 +184,63 @@ func TestProcessDrains(t *testing.T) {
 	}
 	if code := s.wait(t, 10*time.Second); code != 0 {
 		t.Errorf("exit status %d, want 0: %s", code, s.log.String())
+	}
+}
+
+// What SHUTDOWN_GRACE cuts off gets 503 and its log line, whether it waits for Redis or for its body.
+func TestProcessCutsOff(t *testing.T) {
+	slow := redistest.StartProxy(t, redistest.Addr(t), redistest.Late(20*time.Second))
+	env := serviceEnv(t, slow.Addr)
+	maps.Copy(env, map[string]string{"STORE_TIMEOUT": "30s", "SHUTDOWN_GRACE": "500ms", "METRICS_ADDR": "127.0.0.1:0"})
+	s := startService(t, env)
+	testkit.WaitFor(t, 5*time.Second, "the keys", func() bool { return s.log.Has("key set loaded") })
+	const callers = 40
+	answers := make(chan call, 2*callers)
+	post := rawPost(s.token)
+	for i, c := range s.dial(t, 2*callers) {
+		request := post
+		if i < callers {
+			request = post[:len(post)-1]
+		}
+		go func() { answers <- c.do(request) }()
+	}
+	testkit.WaitFor(t, 10*time.Second, "the requests to wait for Redis", func() bool { return s.inFlight(t) == callers })
+	begun := time.Now()
+	s.signal(t, syscall.SIGTERM)
+	for range 2 * callers {
+		c := <-answers
+		if c.err != nil {
+			t.Fatalf("a request got no answer: %v", c.err)
+		}
+		whole(t, c).WantError(t, 503, "unavailable")
+	}
+	if code := s.wait(t, 5*time.Second); code != 1 {
+		t.Errorf("exit status %d, want 1: %s", code, s.logEnd())
+	}
+	if took := time.Since(begun); took > 3*time.Second {
+		t.Errorf("it took %s, want SHUTDOWN_GRACE and a second at most", took)
+	}
+	if n := strings.Count(s.log.String(), `"status":503`); n != 2*callers {
+		t.Errorf("%d log lines with status 503, want %d", n, 2*callers)
+	}
+}
+
+// A reader of the log that goes away does not end the service.
+func TestProcessLogReaderGone(t *testing.T) {
+	env := serviceEnv(t, redistest.Addr(t))
+	env["METRICS_ADDR"] = "127.0.0.1:0"
+	s := startService(t, env)
+	s.waitReady(t)
+	s.log.Close()
+	dropped := regexp.MustCompile(`(?m)^authsession_log_lines_dropped_total [1-9]`)
+	testkit.WaitFor(t, 5*time.Second, "/metrics to have lines dropped", func() bool {
+		s.session(t, goodBody)
+		return dropped.MatchString(s.scrape(t))
+	})
+	s.session(t, goodBody)
+	s.signal(t, syscall.SIGTERM)
+	if code := s.wait(t, 10*time.Second); code != 0 {
+		t.Errorf("exit status %d, want 0", code)
 	}
 }
 

@@ -7,6 +7,7 @@
 package linelog
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"sync"
@@ -28,6 +29,7 @@ type Writer struct {
 	spare   []byte // the last group's memory, to use again
 	writing bool   // a group is being written, or a timer is set that will write one
 	dropped int    // lines since the last group
+	total   uint64 // lines dropped ever
 }
 
 // New returns a Writer to out. Each call of its Write must be one line or more, with their line feeds.
@@ -38,6 +40,7 @@ func (w *Writer) Write(lines []byte) (int, error) {
 	defer w.mu.Unlock()
 	if len(w.waiting)+len(lines) > maxWaiting {
 		w.dropped++
+		w.total++
 		return len(lines), nil
 	}
 	w.waiting = append(w.waiting, lines...)
@@ -73,10 +76,18 @@ func (w *Writer) writeGroup() {
 	}
 	w.waiting, w.dropped = w.spare[:0], 0
 	w.mu.Unlock()
-	_, _ = w.out.Write(group)
+	n, _ := w.out.Write(group)
 	w.mu.Lock()
+	w.total += uint64(bytes.Count(group[n:], []byte("\n")))
 	w.spare, w.ended = group, time.Now()
 	w.writing = len(w.waiting) > 0
+}
+
+// Dropped is how many lines the reader has not taken: it was too slow, or is gone.
+func (w *Writer) Dropped() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.total
 }
 
 // Flush returns when all lines are written, or after atMost.

@@ -3,6 +3,7 @@ package linelog
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -79,7 +80,27 @@ func TestWriterBlocked(t *testing.T) {
 	if whole < maxWaiting>>10 || whole == lines || !strings.HasSuffix(text, want) {
 		t.Errorf("%d lines came out, and at the end %q, want %s", whole, text[len(text)-80:], want)
 	}
+	if got := l.Dropped(); got != uint64(lines-whole) {
+		t.Errorf("Dropped = %d, want %d", got, lines-whole)
+	}
 }
+
+// What a reader that is gone does not take is counted.
+func TestWriterBroken(t *testing.T) {
+	l := New(half{})
+	for range 3 {
+		_, _ = l.Write([]byte("1\n2\n"))
+		l.Flush(5 * time.Second)
+	}
+	if got := l.Dropped(); got != 3 {
+		t.Errorf("Dropped = %d, want 3", got)
+	}
+}
+
+// half takes the first two bytes of each write.
+type half struct{}
+
+func (half) Write([]byte) (int, error) { return 2, io.ErrClosedPipe }
 
 // gate takes nothing until it is open.
 type gate struct {

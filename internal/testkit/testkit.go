@@ -5,6 +5,7 @@ package testkit
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"maps"
 	"os"
 	"strings"
@@ -98,14 +99,25 @@ func WriteKeySet(t testing.TB, file string, keys ...keytool.Key) {
 
 // Log is a log that a test can read while it is written.
 type Log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
+	mu     sync.Mutex
+	buf    bytes.Buffer
+	closed bool
 }
 
 func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return 0, io.ErrClosedPipe
+	}
 	return l.buf.Write(p)
+}
+
+// Close makes each further Write fail. A process whose stderr it is has no reader any more, from its next line on.
+func (l *Log) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
 }
 
 func (l *Log) String() string {
