@@ -91,7 +91,7 @@ func BenchmarkPut(b *testing.B) {
 	b.Run("alone", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if err := s.put(name, value, expiresAt); err != nil {
+			if err := s.put("acme", name, value, expiresAt); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -101,7 +101,7 @@ func BenchmarkPut(b *testing.B) {
 		b.SetParallelism(32) // callers a core
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				if err := s.put(name, value, expiresAt); err != nil {
+				if err := s.put("acme", name, value, expiresAt); err != nil {
 					b.Error(err)
 					return
 				}

@@ -69,7 +69,7 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 		return err
 	}
 	if err := a.inFlight.Take(who.Client); err != nil {
-		return unavailable(err.Error(), nil)
+		return unavailable(err.Error(), err)
 	}
 	defer a.inFlight.Leave(who.Client)
 	session, unknown, err := parseBody(body)
@@ -82,7 +82,7 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	}
 	secret := session.open(who.Client, a.now(), a.sessionTTL)
 	n.session = session.ID
-	err = a.store.put(hashSecret(secret), session.encode(), session.ExpiresAt)
+	err = a.store.put(who.Client, hashSecret(secret), session.encode(), session.ExpiresAt)
 	if groupcommit.TimedOut(err) {
 		return storeTimedOut(err)
 	}
@@ -151,7 +151,7 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request, client string) ([
 	}
 	if r.ContentLength > smallBody || r.ContentLength < 0 { // -1: it does not say
 		if err := a.reading.Take(client); err != nil {
-			return nil, unavailable(err.Error(), nil)
+			return nil, unavailable(err.Error(), err)
 		}
 		defer a.reading.Leave(client)
 	}

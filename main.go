@@ -38,11 +38,16 @@ import (
 	"authsession/internal/linelog"
 	"authsession/internal/listener"
 	"authsession/internal/redisurl"
+
+	"golang.org/x/time/rate"
 )
 
 func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400) // the live heap is a few MB: collect it less often
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(256 << 20) // and oftener where thousands of connections make it larger
 	}
 	signal.Ignore(syscall.SIGPIPE) // a reader of the log that goes away: what is written then is lost, and counted
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -191,8 +196,9 @@ func newServer(cfg config, log *slog.Logger) *server {
 			inFlight:   fairshare.New(cfg.maxInFlight),
 			reading:    fairshare.New(cfg.maxInFlight),
 		},
-		metrics: m,
-		log:     log,
+		metrics:   m,
+		log:       log,
+		overShare: rate.NewLimiter(1000, 100),
 	}
 }
 

@@ -13,19 +13,22 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
+	"authsession/internal/fairshare"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/time/rate"
 )
 
 // server is the HTTP side of the service.
 type server struct {
 	api
-	metrics metrics
-	log     *slog.Logger
-	router  chi.Router
+	metrics   metrics
+	log       *slog.Logger
+	router    chi.Router
+	overShare *rate.Limiter // refusals of clients that are over their share
 }
 
 // routes is the whole HTTP surface.
@@ -121,6 +124,9 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		e.took = time.Since(e.start)
 		metrics.count(e.status, e.error, e.took)
 		s.logRequest(r, &e)
+		if errors.Is(e.cause, fairshare.ErrShare) {
+			s.slowDown(w, r)
+		}
 	}
 }
 
@@ -167,6 +173,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 	}
 	skipBody(w)
 	h.Set("Content-Type", "application/vnd.goa.error")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Goa-Error", e.name)
 	w.WriteHeader(e.status)
 	_, _ = w.Write(body)
@@ -178,6 +185,17 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 // what follows for the next request.)
 func skipBody(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+}
+
+// slowDown has a connection wait half a second before its next request, where clients over their share are refused more
+// than 1,000 times a second. Or else one client that asks again at once on thousands of connections takes the processor
+// from all others. A gateway's connection, with X-Forwarded-For in its requests, is other clients' too: it does not
+// wait.
+func (s *server) slowDown(w http.ResponseWriter, r *http.Request) {
+	if r.Header["X-Forwarded-For"] == nil && !s.overShare.Allow() {
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(500 * time.Millisecond)
+	}
 }
 
 // entry is what the log says of one request. Its fields and note's are the only way there: no token, session_id,

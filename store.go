@@ -52,13 +52,13 @@ func openStore(o redisurl.Options, prefix string, timeout time.Duration,
 
 func (s *store) close() error { return s.client.Close() }
 
-// put writes a record under a name, to be dropped at expiresAt, a Unix second to come. nil means that the primary has
-// answered OK; after any error the record may be there, and if so dies at expiresAt. groupcommit.TimedOut tells whether
-// Redis took longer than the store's timeout.
-func (s *store) put(name string, record []byte, expiresAt int64) error {
+// put writes a client's record under a name, to be dropped at expiresAt, a Unix second to come. nil means that the
+// primary has answered OK; after any error the record may be there, and if so dies at expiresAt. groupcommit.TimedOut
+// tells whether Redis took longer than the store's timeout.
+func (s *store) put(client, name string, record []byte, expiresAt int64) error {
 	start := time.Now()
 	defer func() { s.took.Observe(time.Since(start).Seconds()) }()
-	return s.writer.Set(s.prefix+name, record, expiresAt)
+	return s.writer.Set(client, s.prefix+name, record, expiresAt)
 }
 
 // check tells whether a session could be written now: Redis takes a write on every primary that would get one, and its

@@ -87,7 +87,7 @@ func TestStore(t *testing.T) {
 
 			t.Run("exact", func(t *testing.T) {
 				value := []byte(`{"v":1,"x":"` + strings.Repeat("é", 2500) + `"}`)
-				testkit.Must(t, s.put("exact", value, soon))
+				testkit.Must(t, s.put("acme", "exact", value, soon))
 				s.wantRecord(t, "p:exact", value, soon)
 			})
 			t.Run("many at once", func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestStore(t *testing.T) {
 				for i := range 300 {
 					name := strconv.Itoa(i)
 					all.Go(func() {
-						if err := s.put(name, []byte(name), soon+int64(i)); err != nil {
+						if err := s.put("acme", name, []byte(name), soon+int64(i)); err != nil {
 							t.Errorf("put(%s) = %v", name, err)
 						}
 					})
@@ -108,7 +108,7 @@ func TestStore(t *testing.T) {
 			})
 			t.Run("expires", func(t *testing.T) {
 				at := time.Now().Unix() + 2
-				testkit.Must(t, s.put("brief", []byte("x"), at))
+				testkit.Must(t, s.put("acme", "brief", []byte("x"), at))
 				testkit.WaitFor(t, 5*time.Second, "the record to expire",
 					func() bool { return s.client.Exists(t.Context(), "p:brief").Val() == 0 })
 				if now := time.Now(); now.Unix() < at {
@@ -181,7 +181,7 @@ func TestStoreRefused(t *testing.T) {
 				err  error
 				want string
 			}{
-				{"put", s.put("x", []byte("x"), inAnHour()), test.put},
+				{"put", s.put("acme", "x", []byte("x"), inAnHour()), test.put},
 				{"check", s.check(), test.check},
 			} {
 				switch {
@@ -247,7 +247,7 @@ func TestStoreClusterWithoutSlots(t *testing.T) {
 	redistest.Need(t)
 	p := redistest.Start(t, "--cluster-enabled", "yes", "--cluster-port", redistest.FreePort())
 	s := openTestStore(t, "cluster", "redis://"+p.Addr, "p:", time.Second)
-	for name, err := range map[string]error{"put": s.put("x", []byte("x"), inAnHour()), "check": s.check()} {
+	for name, err := range map[string]error{"put": s.put("acme", "x", []byte("x"), inAnHour()), "check": s.check()} {
 		if err == nil || !strings.Contains(strings.ToLower(err.Error()), "slot") {
 			t.Errorf("%s = %v, want an error with slot", name, err)
 		}
@@ -320,20 +320,20 @@ func TestStoreTLS(t *testing.T) {
 	caFile := filepath.Join(t.TempDir(), "ca.pem")
 	testkit.Must(t, os.WriteFile(caFile, ca.PEM, 0o600))
 	s := openTestStore(t, "standalone", "rediss://"+p.TLSAddr, "p:", 2*time.Second, "REDIS_CA_FILE", caFile)
-	testkit.Must(t, s.put("x", []byte("x"), soon))
+	testkit.Must(t, s.put("acme", "x", []byte("x"), soon))
 	testkit.Must(t, s.check())
 
 	// A restart leaves dead connections in the pool; retries get past them.
 	var all sync.WaitGroup
 	for i := range 200 {
-		all.Go(func() { _ = s.put(strconv.Itoa(i), []byte("x"), soon) })
+		all.Go(func() { _ = s.put("acme", strconv.Itoa(i), []byte("x"), soon) })
 	}
 	all.Wait()
 	p.Stop()
 	p.Restart(t)
 	failed := 0
 	for range 20 {
-		if s.put("x", []byte("x"), soon) != nil {
+		if s.put("acme", "x", []byte("x"), soon) != nil {
 			failed++
 		}
 	}
@@ -348,12 +348,12 @@ func TestStoreTLS(t *testing.T) {
 	} {
 		s := openTestStore(t, "standalone", "rediss://"+addr, "p:", time.Second, "REDIS_CA_FILE", caFile)
 		start := time.Now()
-		if err := s.put("x", []byte("x"), soon); err == nil || time.Since(start) > 1200*time.Millisecond {
+		if err := s.put("acme", "x", []byte("x"), soon); err == nil || time.Since(start) > 1200*time.Millisecond {
 			t.Errorf("%s: put = %v after %s", name, err, time.Since(start))
 		}
 	}
 	s = openTestStore(t, "standalone", "rediss://"+p.TLSAddr, "p:", time.Second)
-	if err := s.put("x", []byte("x"), soon); err == nil {
+	if err := s.put("acme", "x", []byte("x"), soon); err == nil {
 		t.Error("put without REDIS_CA_FILE = nil: an unknown root is trusted")
 	}
 }

@@ -40,6 +40,10 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("E2E_ATTACK") == "1" {
+		attackMain()
+		return
+	}
 	dir, err := os.MkdirTemp("", "authsession-e2e")
 	if err != nil {
 		panic(err)

@@ -25,7 +25,7 @@ func TestClusterPrimaryDies(t *testing.T) {
 	nodes[2].Stop()
 	fine := 0
 	for i := range 60 {
-		if g.Set(fmt.Sprintf("p:after:%d", i), []byte("x"), soon()) == nil {
+		if g.Set("acme", fmt.Sprintf("p:after:%d", i), []byte("x"), soon()) == nil {
 			fine++
 		}
 	}
@@ -49,7 +49,7 @@ func TestClusterSlotMoves(t *testing.T) {
 	}
 	write := func(name string, on *redis.Client) {
 		t.Helper()
-		if err := g.Set(key+name, []byte("x"), soon()); err != nil {
+		if err := g.Set("acme", key+name, []byte("x"), soon()); err != nil {
 			t.Errorf("Set(%s) = %v", name, err)
 		}
 		if keys, err := on.Keys(t.Context(), key+name).Result(); err != nil || len(keys) != 1 {
@@ -76,7 +76,7 @@ func TestClusterSlotMoves(t *testing.T) {
 // nodeOf is the client of the primary that has key, as g's client believes.
 func nodeOf(t *testing.T, g *Writer, key string) *redis.Client {
 	t.Helper()
-	node, err := g.nodeFor(newWrite(key, nil, 0, time.Now().Add(time.Second)))
+	node, err := g.nodeFor(newWrite("acme", key, nil, 0, time.Now().Add(time.Second)))
 	testkit.Must(t, err)
 	return node
 }
@@ -87,11 +87,11 @@ func TestSentinelFailover(t *testing.T) {
 	primary, replica, sentinel := redistest.Sentinel(t)
 	g := open(t, redisurl.Sentinel, "redis://"+sentinel.Addr+"?master_name=mymaster", time.Second)
 	noise := testkit.ListenForNoise(t)
-	testkit.Must(t, g.Set("p:before", []byte("x"), soon()))
+	testkit.Must(t, g.Set("acme", "p:before", []byte("x"), soon()))
 	primary.Stop()
 	killed := time.Now()
 	testkit.WaitFor(t, 10*time.Second, "Set to work again", func() bool {
-		return g.Set("p:after", []byte("x"), soon()) == nil
+		return g.Set("acme", "p:after", []byte("x"), soon()) == nil
 	})
 	// down-after is 0.5 s, a failover takes up to 3 s, and the machine may be slow.
 	if took, most := time.Since(killed), 4500*time.Millisecond+noise.Within(killed, time.Now()); took > most {

@@ -72,6 +72,7 @@ func New(client redis.UniversalClient, timeout time.Duration, sizes prometheus.O
 // write is a record on its way to Redis.
 type write struct {
 	key      string
+	client   string // whose write it is
 	set      *redis.StatusCmd
 	deadline time.Time
 	ended    atomic.Bool
@@ -79,9 +80,9 @@ type write struct {
 }
 
 // newWrite makes a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
-func newWrite(key string, value []byte, expiresAt int64, deadline time.Time) *write {
+func newWrite(client, key string, value []byte, expiresAt int64, deadline time.Time) *write {
 	set := redis.NewStatusCmd(context.Background(), "set", key, value, "exat", expiresAt)
-	return &write{key: key, set: set, deadline: deadline, done: make(chan error, 1)}
+	return &write{client: client, key: key, set: set, deadline: deadline, done: make(chan error, 1)}
 }
 
 // end tells w's caller the outcome, unless it has one already.
@@ -107,13 +108,14 @@ type lane struct {
 	newest    time.Time // when the last pipeline took its writes off the queue
 }
 
-// Set writes value under key, to expire at expiresAt, a Unix second to come. nil means that the primary answered OK and
-// that its clock was right. After any error the record may be there all the same, and then dies at expiresAt.
+// Set writes a client's value under key, to expire at expiresAt, a Unix second to come. nil means that the primary
+// answered OK and that its clock was right. After any error the record may be there all the same, and then dies at
+// expiresAt.
 //
 // Set returns within the Writer's timeout and a tick or two, with an error that TimedOut knows where Redis took longer.
 // It takes no context: net/http cancels a request's when the caller half-closes, and a session is wanted then too.
-func (g *Writer) Set(key string, value []byte, expiresAt int64) error {
-	w := newWrite(key, value, expiresAt, time.Now().Add(g.timeout))
+func (g *Writer) Set(client, key string, value []byte, expiresAt int64) error {
+	w := newWrite(client, key, value, expiresAt, time.Now().Add(g.timeout))
 	node, err := g.nodeFor(w)
 	if err != nil {
 		return err
@@ -128,7 +130,7 @@ func (g *Writer) Set(key string, value []byte, expiresAt int64) error {
 // is ahead of ours, as far as is known.
 func (g *Writer) Probe(node *redis.Client, key string, ttl time.Duration) (skew time.Duration, err error) {
 	now := time.Now()
-	w := newWrite(key, []byte("1"), now.Add(ttl).Unix(), now.Add(g.timeout))
+	w := newWrite("", key, []byte("1"), now.Add(ttl).Unix(), now.Add(g.timeout))
 	skew = g.write(node, []*write{w})
 	return skew, <-w.done
 }
@@ -203,11 +205,37 @@ func (g *Writer) next(l *lane) []*write {
 		}
 		return nil
 	}
+	if len(l.waiting) > n {
+		l.share()
+	}
 	batch := l.waiting[:n:n]
 	l.waiting = l.waiting[n:]
 	l.newest = time.Now()
 	g.sizes.Observe(float64(n))
 	return batch
+}
+
+// share moves to the front of l's queue what the next pipeline takes: of each client the same number, in their order.
+// So a client with a thousand writes in the queue does not hold up one with a single write.
+func (l *lane) share() {
+	taken := map[string]int{} // by client
+	for _, w := range l.waiting {
+		taken[w.client]++
+	}
+	if len(taken) == 1 {
+		return
+	}
+	each := max(1, maxBatch/len(taken))
+	clear(taken)
+	var next, later []*write
+	for _, w := range l.waiting {
+		if taken[w.client]++; taken[w.client] <= each {
+			next = append(next, w)
+		} else {
+			later = append(later, w)
+		}
+	}
+	l.waiting = append(next, later...)
 }
 
 // drain writes batch, and then what waits until nothing does.

@@ -74,7 +74,7 @@ func callMany(g *Writer, n int, prefix string) []call {
 	for i := range calls {
 		all.Go(func() {
 			calls[i].start = time.Now()
-			calls[i].err = g.Set(prefix+strconv.Itoa(i), []byte("x"), expiresAt)
+			calls[i].err = g.Set("acme", prefix+strconv.Itoa(i), []byte("x"), expiresAt)
 			calls[i].took = time.Since(calls[i].start)
 		})
 	}
@@ -104,7 +104,7 @@ func TestBatch(t *testing.T) {
 	}
 	var batch []*write
 	for _, test := range tests {
-		batch = append(batch, newWrite(test.key, []byte("x"), soon(), test.deadline))
+		batch = append(batch, newWrite("acme", test.key, []byte("x"), soon(), test.deadline))
 	}
 	node, err := g.nodeFor(batch[0])
 	testkit.Must(t, err)
@@ -130,7 +130,7 @@ func TestQueueFull(t *testing.T) {
 	s := redistest.Start(t)
 	g := openAlone(t, s.Addr, 5*time.Second)
 	noise := testkit.ListenForNoise(t)
-	testkit.Must(t, g.Set("p:first", []byte("x"), soon()))
+	testkit.Must(t, g.Set("acme", "p:first", []byte("x"), soon()))
 	s.Pause(t)
 	const more = 500
 	refused := 0
@@ -218,7 +218,7 @@ func TestRefusedConnection(t *testing.T) {
 	s := redistest.Start(t, "--requirepass", "right")
 	g := openAlone(t, ":wrong@"+s.Addr, time.Second)
 	_, probeErr := g.Probe(g.client.(*redis.Client), "p:probe", time.Minute)
-	for name, err := range map[string]error{"Set": g.Set("p:x", []byte("x"), soon()), "Probe": probeErr} {
+	for name, err := range map[string]error{"Set": g.Set("acme", "p:x", []byte("x"), soon()), "Probe": probeErr} {
 		if err == nil || !strings.Contains(err.Error(), "WRONGPASS") || TimedOut(err) {
 			t.Errorf("%s with a wrong password = %v, want WRONGPASS", name, err)
 		}
@@ -239,7 +239,7 @@ func TestOtherReplies(t *testing.T) {
 				redistest.Pass(client, bytes.Replace(reply, []byte("+OK\r\n"), []byte(test.reply), 1), came)
 			}
 			g := openAlone(t, redistest.StartProxy(t, redistest.Addr(t), mode).Addr, time.Second)
-			err := g.Set(redistest.Prefix(t), []byte("x"), soon())
+			err := g.Set("acme", redistest.Prefix(t), []byte("x"), soon())
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 				t.Errorf("Set answered with %q = %v, want %q", test.reply, err, test.want)
 			}
@@ -275,7 +275,7 @@ func TestSetStopped(t *testing.T) {
 	s := redistest.Start(t)
 	g := openAlone(t, s.Addr, 300*time.Millisecond)
 	noise := testkit.ListenForNoise(t)
-	testkit.Must(t, g.Set("p:first", []byte("x"), soon()))
+	testkit.Must(t, g.Set("acme", "p:first", []byte("x"), soon()))
 	s.Pause(t)
 	for _, c := range callMany(g, 500, "p:") {
 		if extra := noise.Within(c.start, c.end()); !TimedOut(c.err) || c.took > 500*time.Millisecond+extra {
@@ -284,7 +284,7 @@ func TestSetStopped(t *testing.T) {
 	}
 	s.Resume(t)
 	testkit.WaitFor(t, 5*time.Second, "Set to work again", func() bool {
-		return g.Set("p:last", []byte("x"), soon()) == nil
+		return g.Set("acme", "p:last", []byte("x"), soon()) == nil
 	})
 	wantIdle(t, g)
 }
@@ -303,7 +303,7 @@ func TestClock(t *testing.T) {
 			proxy := redistest.StartProxy(t, redistest.Addr(t), redistest.ClockAhead(test.ahead))
 			g := openAlone(t, proxy.Addr, time.Second)
 			prefix := redistest.Prefix(t)
-			setErr := g.Set(prefix+"set", []byte("x"), soon())
+			setErr := g.Set("acme", prefix+"set", []byte("x"), soon())
 			skew, probeErr := g.Probe(g.client.(*redis.Client), prefix+"probe", time.Minute)
 			for name, err := range map[string]error{"Set": setErr, "Probe": probeErr} {
 				if (err == nil) != test.good || err != nil && !errors.Is(err, ErrClock) {
@@ -322,7 +322,7 @@ func TestRecords(t *testing.T) {
 	g := openAlone(t, redistest.Addr(t), 2*time.Second)
 	prefix := redistest.Prefix(t)
 	before := time.Now()
-	testkit.Must(t, g.Set(prefix+"set", []byte("a\x00\r\né"), before.Unix()+1000))
+	testkit.Must(t, g.Set("acme", prefix+"set", []byte("a\x00\r\né"), before.Unix()+1000))
 	skew, err := g.Probe(g.client.(*redis.Client), prefix+"probe", 10*time.Second)
 	if err != nil || skew.Abs() > time.Second {
 		t.Fatalf("Probe = %s, %v, want no skew", skew, err)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -187,7 +189,7 @@ func TestQueueBound(t *testing.T) {
 	// With two pipelines in flight and no ticks, send only queues.
 	var queued []*write
 	for i := range queue {
-		w := newWrite(r.prefix+"queued", []byte("x"), soon(), time.Now().Add(20*time.Second))
+		w := newWrite("acme", r.prefix+"queued", []byte("x"), soon(), time.Now().Add(20*time.Second))
 		if err := r.send(r.node, w); err != nil {
 			t.Fatalf("send with %d waiting = %v", i, err)
 		}
@@ -196,7 +198,7 @@ func TestQueueBound(t *testing.T) {
 	if n := r.Waiting(); n != queue {
 		t.Errorf("Waiting() = %d, want %d", n, queue)
 	}
-	refused := newWrite(r.prefix+"refused", []byte("x"), soon(), time.Now())
+	refused := newWrite("acme", r.prefix+"refused", []byte("x"), soon(), time.Now())
 	if err := r.send(r.node, refused); !errors.Is(err, ErrBusy) {
 		t.Errorf("send with %d waiting = %v, want %v", queue, err, ErrBusy)
 	}
@@ -224,8 +226,8 @@ func TestTickEnds(t *testing.T) {
 	resume := r.stopTicks()
 	r.set(t, 1, 0)
 	p1 := r.next(t, 1, "Set")
-	overdue := newWrite(r.prefix+"overdue", []byte("x"), soon(), time.Now())
-	inTime := newWrite(r.prefix+"in time", []byte("x"), soon(), time.Now().Add(20*time.Second))
+	overdue := newWrite("acme", r.prefix+"overdue", []byte("x"), soon(), time.Now())
+	inTime := newWrite("acme", r.prefix+"in time", []byte("x"), soon(), time.Now().Add(20*time.Second))
 	for _, w := range []*write{overdue, inTime} {
 		testkit.Must(t, r.send(r.node, w))
 	}
@@ -256,7 +258,7 @@ func TestTickEnds(t *testing.T) {
 
 // The first outcome of a write counts.
 func TestEnd(t *testing.T) {
-	w := newWrite("p:x", []byte("x"), soon(), time.Now())
+	w := newWrite("acme", "p:x", []byte("x"), soon(), time.Now())
 	w.end(context.DeadlineExceeded)
 	w.end(nil)
 	w.end(io.EOF)
@@ -267,5 +269,37 @@ func TestEnd(t *testing.T) {
 	case err := <-w.done:
 		t.Errorf("another outcome = %v, want none", err)
 	default:
+	}
+}
+
+// When more wait than a pipeline takes, each client has the same share of it, and its own writes in their order.
+func TestShare(t *testing.T) {
+	for _, test := range []struct {
+		queue string // a letter is a client's write
+		next  string // pipeline
+	}{
+		{strings.Repeat("a", 300), strings.Repeat("a", 128)},
+		{strings.Repeat("a", 300) + "b", strings.Repeat("a", 64) + "b" + strings.Repeat("a", 63)},
+		{strings.Repeat("a", 300) + strings.Repeat("b", 300), strings.Repeat("a", 64) + strings.Repeat("b", 64)},
+		{strings.Repeat("a", 300) + "bcb", strings.Repeat("a", 42) + "bcb" + strings.Repeat("a", 83)},
+	} {
+		l := &lane{}
+		for i, client := range test.queue {
+			l.waiting = append(l.waiting, newWrite(string(client), strconv.Itoa(i), nil, 0, time.Time{}))
+		}
+		l.share()
+		next, last := "", map[string]int{}
+		for _, w := range l.waiting {
+			next += w.client
+			i, err := strconv.Atoi(w.key)
+			testkit.Must(t, err)
+			if i < last[w.client] {
+				t.Errorf("write %d of client %s comes after number %d", i, w.client, last[w.client])
+			}
+			last[w.client] = i
+		}
+		if next[:maxBatch] != test.next || len(next) != len(test.queue) {
+			t.Errorf("of %s a pipeline takes %s, want %s", test.queue, next[:maxBatch], test.next)
+		}
 	}
 }

@@ -87,7 +87,7 @@ func (r *rig) set(t *testing.T, n, waiting int) {
 	t.Helper()
 	for range n {
 		key := r.prefix + strconv.FormatInt(r.keys.Add(1), 10)
-		go func() { r.results <- r.Set(key, []byte("x"), soon()) }()
+		go func() { r.results <- r.Set("acme", key, []byte("x"), soon()) }()
 	}
 	what := strconv.Itoa(waiting) + " writes to wait"
 	testkit.WaitFor(t, 5*time.Second, what, func() bool { return r.Waiting() == waiting })

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -154,5 +155,54 @@ func TestRefused(t *testing.T) {
 		if got := l.Refused(status); got != want[status] {
 			t.Errorf("Refused(%d) = %d, want %d", status, got, want[status])
 		}
+	}
+}
+
+// A header has 200 lines at most, wherever its packets begin. Lines of a body do not count.
+func TestHeaderLines(t *testing.T) {
+	l := listen(t, 10)
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second,
+		Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	const line = "a: b\r\n"
+	head := func(lines int) string {
+		return "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n" + strings.Repeat(line, lines-3)
+	}
+	body := strings.Repeat("\n", 1000)
+	for name, test := range map[string]struct {
+		parts []string
+		want  int
+	}{
+		"200 lines":                      {[]string{head(200), "\r\n" + body}, 200},
+		"201 lines":                      {[]string{head(201)}, 431},
+		"201 lines in two packets":       {[]string{head(199), line + line + "a: b"}, 431},
+		"201 lines and the end":          {[]string{head(150), strings.Repeat(line, 50), line}, 431},
+		"end in the next packet":         {[]string{head(10), "\r\n", body}, 200},
+		"end between two packets":        {[]string{head(10) + "\r", "\n", body}, 200},
+		"end before its last byte":       {[]string{head(9) + "a: b\r\n\r", "\n" + body}, 200},
+		"end without carriage returns":   {[]string{head(9) + "a: b\n", "\n" + body}, 200},
+		"carriage returns are no end":    {[]string{head(9) + "a: b", "\r", "\n", strings.Repeat(line, 192)}, 431},
+		"all in one packet, many lines":  {[]string{head(300) + "\r\n" + body}, 200}, // nothing is held open
+		"another request, 200 lines too": {[]string{head(200), "\r\n" + body, head(200), "\r\n" + body}, 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := dial(t, l)
+			testkit.Must(t, c.(*net.TCPConn).SetNoDelay(true))
+			for _, part := range test.parts {
+				_, err := io.WriteString(c, part)
+				testkit.Must(t, err)
+				time.Sleep(20 * time.Millisecond) // mostly makes it a packet of its own
+			}
+			in := bufio.NewReader(c)
+			for range strings.Count(strings.Join(test.parts, ""), "POST") {
+				response, err := http.ReadResponse(in, nil)
+				testkit.Must(t, err)
+				if response.StatusCode != test.want {
+					t.Errorf("answer = %d, want %d", response.StatusCode, test.want)
+				}
+			}
+		})
 	}
 }
