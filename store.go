@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +45,7 @@ type store struct {
 func openStore(o redisurl.Options, prefix string, timeout time.Duration,
 	took, batches prometheus.Observer, log *slog.Logger) *store {
 	client := o.Open(timeout)
-	return &store{client: client, writer: groupcommit.New(client, timeout, batches),
+	return &store{client: client, writer: groupcommit.New(client, timeout, batches, log),
 		prefix: prefix, timeout: timeout, took: took, log: log}
 }
 
@@ -80,7 +79,8 @@ func (s *store) check() error {
 	return check()
 }
 
-func (s *store) checkNow() error {
+func (s *store) checkNow() (err error) {
+	defer s.writer.Survive(&err)
 	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
 	s.mu.Lock()
@@ -91,7 +91,8 @@ func (s *store) checkNow() error {
 		return s.checkNode(ctx, s.client.(*redis.Client), s.prefix+"probe")
 	}
 	var probed atomic.Bool // ForEachMaster is concurrent
-	err := cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+	err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) (err error) {
+		defer s.writer.Survive(&err)
 		// One key in n belongs to a primary of n. Where none of so many belongs to this one the prefix has a hash tag,
 		// and all sessions lie on another.
 		for i := range probeKeys {
@@ -113,39 +114,27 @@ func (s *store) checkNow() error {
 	return err
 }
 
-// checkNode writes key to a primary as a session would be written.
+// checkNode writes key to a primary as a session would be written. Along with it go INFO memory and HELLO, to detect an
+// evicting policy and a cluster node behind a standalone URL. The latter is an error. Both commands are optional: an
+// ACL may deny them.
 func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) error {
-	mode := make(chan error, 1)
-	go func() { mode <- s.checkMode(ctx, node) }()
-	skew, err := s.writer.Probe(node, key, probeTTL)
+	memory, hello := redis.NewStringCmd(ctx, "info", "memory"), redis.NewSliceCmd(ctx, "hello")
+	skew, err := s.writer.Probe(node, key, probeTTL, memory, hello)
+	_, after, _ := strings.Cut(memory.Val(), "maxmemory_policy:")
+	policy, _, _ := strings.Cut(after, "\r")
 	s.mu.Lock()
 	if skew.Abs() > s.skew.Abs() {
 		s.skew = skew
 	}
-	s.mu.Unlock()
-	return cmp.Or(<-mode, err)
-}
-
-// checkMode asks for INFO memory and HELLO, to detect an evicting policy and a cluster node behind a standalone URL.
-// The latter is an error. Both commands are optional: an ACL may deny them. They are asked beside the probe and not
-// after it, so that a Redis which is slow, but within the timeout, passes.
-func (s *store) checkMode(ctx context.Context, node *redis.Client) error {
-	pipe := node.Pipeline()
-	memory, hello := pipe.Info(ctx, "memory"), pipe.Do(ctx, "HELLO")
-	_, _ = pipe.Exec(ctx)
-	_, after, _ := strings.Cut(memory.Val(), "maxmemory_policy:")
-	policy, _, _ := strings.Cut(after, "\r")
 	if policy != "" && policy != "noeviction" {
-		s.mu.Lock()
 		s.evicts = policy
-		s.mu.Unlock()
 	}
+	s.mu.Unlock()
 	_, isClusterClient := s.client.(*redis.ClusterClient)
-	facts, _ := hello.Slice()
-	if !isClusterClient && slices.Contains(facts, any("cluster")) {
+	if !isClusterClient && slices.Contains(hello.Val(), any("cluster")) {
 		return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
 	}
-	return nil
+	return err
 }
 
 // clockSkew is how far Redis's clock was ahead of ours at the last check; the worst node's.

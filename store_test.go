@@ -293,8 +293,8 @@ func TestStoreCheckTogether(t *testing.T) {
 	if took := time.Since(start); took > 3*time.Second {
 		t.Errorf("the checks took %s, want 500 ms", took)
 	}
-	if n := sent.Load(); n < 2 || n > 6 { // two of each check, and a goroutine may be late
-		t.Errorf("50 checks sent %d pipelines, want 2", n)
+	if n := sent.Load(); n < 1 || n > 3 { // a goroutine may be late
+		t.Errorf("50 checks sent %d pipelines, want 1", n)
 	}
 	gate.Unlock()
 	testkit.WaitFor(t, 5*time.Second, "a good check", func() bool { return ts.store.check() == nil })

@@ -23,7 +23,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -57,6 +59,8 @@ type Writer struct {
 	client  redis.UniversalClient
 	timeout time.Duration
 	sizes   prometheus.Observer
+	log     *slog.Logger
+	stack   sync.Once // logs the first panic's
 
 	mu      sync.Mutex
 	lanes   map[*redis.Client]*lane // of the nodes with writes that wait or are in flight
@@ -64,9 +68,21 @@ type Writer struct {
 	ticking bool                    // a tick is due
 }
 
-// New returns a Writer whose writes take up to timeout each. sizes observes how many writes each pipeline has.
-func New(client redis.UniversalClient, timeout time.Duration, sizes prometheus.Observer) *Writer {
-	return &Writer{client: client, timeout: timeout, sizes: sizes, lanes: map[*redis.Client]*lane{}}
+// New returns a Writer whose writes take up to timeout each. sizes observes how many writes each pipeline has, and log
+// gets the stack of the first panic.
+func New(client redis.UniversalClient, timeout time.Duration, sizes prometheus.Observer, log *slog.Logger) *Writer {
+	return &Writer{client: client, timeout: timeout, sizes: sizes, log: log, lanes: map[*redis.Client]*lane{}}
+}
+
+// Survive, deferred, makes a panic the function's error. Whatever calls the Redis client on a goroutine that has no
+// other guard does so under it: a panic there would end the process.
+func (g *Writer) Survive(err *error) {
+	if value := recover(); value != nil {
+		*err = fmt.Errorf("panic: %v", value)
+		g.stack.Do(func() {
+			g.log.Error("redis client panicked", "cause", (*err).Error(), "stack", string(debug.Stack()))
+		})
+	}
 }
 
 // write is a record on its way to Redis.
@@ -126,12 +142,13 @@ func (g *Writer) Set(client, key string, value []byte, expiresAt int64) error {
 	return <-w.done
 }
 
-// Probe writes key to node, to live for ttl, as Set would but in a pipeline of its own. skew is how far Redis's clock
-// is ahead of ours, as far as is known.
-func (g *Writer) Probe(node *redis.Client, key string, ttl time.Duration) (skew time.Duration, err error) {
+// Probe writes key to node, to live for ttl, as Set would but in a pipeline of its own. questions go along, and have
+// their own replies and errors. skew is how far Redis's clock is ahead of ours, as far as is known.
+func (g *Writer) Probe(node *redis.Client, key string, ttl time.Duration, questions ...redis.Cmder) (
+	skew time.Duration, err error) {
 	now := time.Now()
 	w := newWrite("", key, []byte("1"), now.Add(ttl).Unix(), now.Add(g.timeout))
-	skew = g.write(node, []*write{w})
+	skew = g.write(node, []*write{w}, questions...)
 	return skew, <-w.done
 }
 
@@ -274,9 +291,18 @@ func (g *Writer) tick() {
 	g.tickLater()
 }
 
-// write sends one pipeline and ends each of its writes with its own outcome. It returns how far Redis's clock is ahead
-// of ours; 0 where Redis did not tell.
-func (g *Writer) write(node *redis.Client, batch []*write) (skew time.Duration) {
+// write sends one pipeline and ends each of its writes with its own outcome, or where the client panics with that. It
+// returns how far Redis's clock is ahead of ours; 0 where Redis did not tell.
+func (g *Writer) write(node *redis.Client, batch []*write, questions ...redis.Cmder) (skew time.Duration) {
+	var panicked error
+	defer func() {
+		if panicked != nil {
+			for _, w := range batch {
+				w.end(panicked)
+			}
+		}
+	}()
+	defer g.Survive(&panicked)
 	sent := time.Now()
 	last := sent
 	pipe := node.Pipeline()
@@ -293,6 +319,9 @@ func (g *Writer) write(node *redis.Client, batch []*write) (skew time.Duration) 
 	ctx, cancel := context.WithDeadline(context.Background(), last)
 	defer cancel()
 	clock := pipe.Time(ctx) // behind the SETs, since go-redis decides by the first reply whether to send all again
+	for _, q := range questions {
+		_ = pipe.Process(ctx, q)
+	}
 	_, sendErr := pipe.Exec(ctx)
 	skew, clockErr := checkClock(clock, sent)
 	for _, w := range batch {
@@ -309,7 +338,7 @@ func (g *Writer) write(node *redis.Client, batch []*write) (skew time.Duration) 
 		if cluster, ok := g.client.(*redis.ClusterClient); ok && mayBeElsewhere(err) {
 			cluster.ReloadState(ctx) // in the background, and not too often: a dead primary names no successor
 			if ctx.Err() == nil {
-				go func() { w.end(redirect(cluster, w)) }()
+				go func() { w.end(g.redirect(cluster, w)) }()
 				continue
 			}
 		}
@@ -352,7 +381,8 @@ func mayBeElsewhere(err error) bool {
 
 // redirect writes w through the cluster's client, which finds the node that has w's slot by now. It is slower than a
 // pipeline, and seldom needed: in a failover, or when slots move.
-func redirect(cluster *redis.ClusterClient, w *write) error {
+func (g *Writer) redirect(cluster *redis.ClusterClient, w *write) (err error) {
+	defer g.Survive(&err)
 	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
 	defer cancel()
 	_ = cluster.Process(ctx, w.set)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -32,7 +33,7 @@ func open(t *testing.T, mode, url string, timeout time.Duration) *Writer {
 	testkit.Must(t, err)
 	client := options.Open(timeout)
 	t.Cleanup(func() { _ = client.Close() })
-	return New(client, timeout, prometheus.ObserverFunc(func(float64) {}))
+	return New(client, timeout, prometheus.ObserverFunc(func(float64) {}), slog.New(slog.DiscardHandler))
 }
 
 // openAlone is open of a standalone Redis at addr.
