@@ -51,7 +51,8 @@ type fault struct {
 	struck  func(key string) bool // what the fault concerns; nil: all
 	during  string                // the statuses meanwhile
 	ready   string                // what /readyz names meanwhile; "": it is ready
-	back    time.Duration         // 0: backLimit
+	back    time.Duration         // from healing to the first 200, at most; 0: backLimit
+	refusal time.Duration         // an answer meanwhile, at most; 0: answerLimit
 	forgets bool                  // what was acknowledged before healing is gone
 	mayLose int                   // acknowledged sessions
 	fills   int64                 // keys without expiry that begin adds
@@ -65,14 +66,15 @@ var faults = []fault{
 	{
 		name: "nothing", during: "200",
 	}, {
-		name: "absent at start", atStart: true, during: "503", ready: "refused",
+		name: "absent at start", atStart: true, refusal: refusalLimit, during: "503", ready: "refused",
 		begin: kill, end: restart, forgets: true,
 	}, {
-		name: "kill -9, no persistence", during: "503", ready: "refused",
+		name: "kill -9, no persistence", refusal: refusalLimit, during: "503", ready: "refused",
 		begin: kill, end: restart, forgets: true,
 	}, {
 		name: "SHUTDOWN with AOF", redis: []string{"--appendonly", "yes"}, during: "503", ready: "refused",
-		begin: func(t *testing.T, o *outage) { o.shutDown(t, o.admin.Shutdown) }, end: restart,
+		refusal: refusalLimit,
+		begin:   func(t *testing.T, o *outage) { o.shutDown(t, o.admin.Shutdown) }, end: restart,
 	}, {
 		name: "LOADING for 2 s", during: "503", ready: "LOADING", fills: 1000,
 		redis: strings.Fields("--key-load-delay 2000 --loading-process-events-interval-bytes 1024 --rdbcompression no"),
@@ -129,7 +131,7 @@ var faults = []fault{
 		redis: strings.Fields("--user least on >" + redisPassword + " resetkeys ~f:* -@all +set +time"),
 	}, {
 		name: "address that drops SYNs", during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
-		setUp: proxied,
+		setUp: proxied, back: 400 * time.Millisecond,
 		begin: func(t *testing.T, o *outage) { o.proxy.Drop(t) },
 		end:   func(t *testing.T, o *outage) { o.proxy.Admit(t) },
 	}, {
@@ -137,12 +139,13 @@ var faults = []fault{
 		mode: redistest.Late(200 * time.Millisecond),
 	}, {
 		name: "replies swallowed", during: "503 504", ready: "redis: ", lasts: 3 * time.Second,
+		back: answerLimit, // each caller first waits for a reply that was swallowed
 		mode: func(*net.TCPConn, []byte, time.Time) {},
 	}, {
-		name: "connections reset", during: "503", ready: "redis: ",
+		name: "connections reset", during: "503", ready: "redis: ", refusal: refusalLimit,
 		mode: func(client *net.TCPConn, _ []byte, _ time.Time) { _ = client.SetLinger(0); _ = client.Close() },
 	}, {
-		name: "EOF for each reply", during: "503", ready: "redis: ",
+		name: "EOF for each reply", during: "503", ready: "redis: ", refusal: refusalLimit,
 		mode: func(client *net.TCPConn, _ []byte, _ time.Time) { _ = client.Close() },
 	}, {
 		name: "garbage for each reply", during: "503", ready: "redis: ",
@@ -155,6 +158,11 @@ var faults = []fault{
 		name: "SET answered with nothing", during: "503", ready: "redis: ", mode: insteadOfOK("$0\r\n\r\n"),
 	}, {
 		name: "SET answered nil", during: "503", ready: "redis: ", mode: insteadOfOK("_\r\n"),
+	}, {
+		name: "SET answered $9223372036854775806", during: "503", ready: "redis: ",
+		mode: insteadOfOK("$9223372036854775806\r\n"),
+	}, {
+		name: "SET answered $100000000000000", during: "503", ready: "redis: ", mode: insteadOfOK("$100000000000000\r\n"),
 	}, {
 		name: "clock 30 s ahead", during: "503", ready: "clock", mode: redistest.ClockAhead(30 * time.Second),
 	}, {
@@ -213,6 +221,61 @@ func TestFault(t *testing.T) {
 		head := "| fault | during it | first 200 after healing | answers at most after | acknowledged / lost |\n" +
 			"|---|---|---|---|---|\n"
 		testkit.Must(t, os.WriteFile(file, []byte(head+strings.Join(rows, "")), 0o644))
+	}
+}
+
+// A caller whose three tries lie within 540 ms gets a session where Redis was back before the last one.
+func TestFaultRetries(t *testing.T) {
+	redistest.Need(t)
+	for _, f := range faults {
+		switch f.name {
+		case "kill -9, no persistence", "SIGSTOP 3 s", "address that drops SYNs", "connections reset":
+		default:
+			continue
+		}
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			o := &outage{fault: f, noise: testkit.ListenForNoise(t), env: map[string]string{"KEY_PREFIX": "f:"}}
+			o.prepare(t)
+			s := startWithKeys(t, o.env)
+			s.waitReady(t)
+			o.begin(t, o)
+			var healed atomic.Int64 // Unix ns; 0: not yet
+			var callers sync.WaitGroup
+			var served atomic.Int64
+			until := time.Now().Add(4500 * time.Millisecond)
+			for i := range 8 {
+				callers.Go(func() {
+					time.Sleep(time.Duration(i) * 67 * time.Millisecond)
+					for time.Now().Before(until) {
+						c := s.post(goodBody)
+						for _, pause := range []time.Duration{180 * time.Millisecond, 360 * time.Millisecond} {
+							if c.answer.Status == 200 {
+								break
+							}
+							time.Sleep(time.Until(c.start.Add(pause)))
+							c = s.post(goodBody)
+						}
+						back := healed.Load()
+						after := c.start.Sub(time.Unix(0, back))
+						switch limit := cmp.Or(o.back, backLimit) + o.noise.Within(c.start, c.end()); {
+						case c.answer.Status == 200:
+							served.Add(1)
+						case back != 0 && after > limit:
+							t.Errorf("the last of three tries, %s after healing = %d %s", after, c.answer.Status, c.answer.Body)
+						}
+						time.Sleep(20 * time.Millisecond)
+					}
+				})
+			}
+			time.Sleep(3 * time.Second)
+			o.end(t, o)
+			healed.Store(time.Now().UnixNano())
+			callers.Wait()
+			if served.Load() == 0 {
+				t.Error("no caller was served")
+			}
+		})
 	}
 }
 
@@ -330,6 +393,9 @@ func (o *outage) wantCalls(t *testing.T, calls []call) (slowest time.Duration, m
 		switch inFault := c.start.After(o.began) && c.end().Before(o.ended); {
 		case inFault:
 			meanwhile[status]++
+			if limit := cmp.Or(o.refusal, answerLimit) + late; c.took > limit {
+				t.Errorf("meanwhile an answer %d came after %s, want at most %s", status, c.took, limit)
+			}
 			spared := status == 200 && !o.struck(c.key)
 			if spared && c.took > 200*time.Millisecond+late {
 				t.Errorf("a session that the fault does not concern took %s, want at most %s",
@@ -399,7 +465,7 @@ func (o *outage) row(t *testing.T, slowest time.Duration, meanwhile map[int]int,
 	switch {
 	case o.ready == "":
 		back = "-"
-	case o.back != 0:
+	case o.back == failoverLimit:
 		back += ", the promotion taking " + inMS(o.healed.Sub(o.began))
 	}
 	t.Logf("meanwhile %s; first 200 %s after healing; answers at most after %s; acknowledged / lost %d / %d",

@@ -30,7 +30,8 @@ import (
 const (
 	storeTimeout = time.Second                         // STORE_TIMEOUT
 	answerLimit  = storeTimeout + 200*time.Millisecond // the contract's limit for an answer
-	backLimit    = 1500 * time.Millisecond             // from the end of a fault to the first 200
+	refusalLimit = 100 * time.Millisecond              // for one while Redis refuses connections or ends them
+	backLimit    = 150 * time.Millisecond              // from the end of a fault to the first 200
 
 	goodBody = `{"end_user_id":"` + endUser + `"}`
 

@@ -98,18 +98,25 @@ func (o Options) SkipsVerify() bool { return o.secure != nil && o.secure.Insecur
 // Open returns a client, which connects when it is first used. Each step of a call may take as long as the whole call,
 // timeout: a reply that comes within it is used.
 func (o Options) Open(timeout time.Duration) redis.UniversalClient {
+	return o.open(timeout, newDialer(o.secure, timeout))
+}
+
+func (o Options) open(timeout time.Duration, d *dialer) redis.UniversalClient {
 	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	switch {
 	case o.sentinel != nil:
 		c := *o.sentinel
-		c.ContextTimeoutEnabled = true
+		c.Dialer, c.ContextTimeoutEnabled = d.dial, true
 		c.DialTimeout, c.ReadTimeout, c.WriteTimeout, c.PoolTimeout = timeout, timeout, timeout, timeout
 		c.MaxRetries, c.MinRetryBackoff, c.MaxRetryBackoff, c.DialerRetries = retries, leastBackoff, mostBackoff, 1
 		c.DisableIdentity, c.PipelinePoolSize, c.Protocol = true, noPipelinePool, resp2
-		return redis.NewFailoverClient(&c)
+		client := redis.NewFailoverClient(&c)
+		client.AddHook(d)
+		return client
 	case o.cluster != nil:
 		c := *o.cluster
-		c.ContextTimeoutEnabled = true
+		d.retried, c.MaxRetries = true, -1 // the cluster's client tries again
+		c.Dialer, c.ContextTimeoutEnabled = d.dial, true
 		c.DialTimeout, c.ReadTimeout, c.WriteTimeout, c.PoolTimeout = timeout, timeout, timeout, timeout
 		c.MaxRedirects, c.MinRetryBackoff, c.MaxRetryBackoff, c.DialerRetries = retries, leastBackoff, mostBackoff, 1
 		c.DisableIdentity, c.PipelinePoolSize, c.Protocol = true, noPipelinePool, resp2
@@ -117,7 +124,7 @@ func (o Options) Open(timeout time.Duration) redis.UniversalClient {
 		return redis.NewClusterClient(&c)
 	}
 	c := *o.standalone
-	c.ContextTimeoutEnabled = true
+	c.Dialer, c.ContextTimeoutEnabled = d.dial, true
 	c.DialTimeout, c.ReadTimeout, c.WriteTimeout, c.PoolTimeout = timeout, timeout, timeout, timeout
 	c.MaxRetries, c.MinRetryBackoff, c.MaxRetryBackoff, c.DialerRetries = retries, leastBackoff, mostBackoff, 1
 	c.DisableIdentity, c.PipelinePoolSize, c.Protocol = true, noPipelinePool, resp2
