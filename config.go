@@ -81,14 +81,17 @@ func (e *fromEnv) config() config {
 			MaxLifetime: e.duration("JWT_MAX_LIFETIME", "24h", "a token with more left is refused, 1s to 87600h",
 				time.Second, 10*365*24*time.Hour),
 		},
-		storeTimeout: e.duration("STORE_TIMEOUT", "1s", "for all Redis work of a request, 1ms to 1m",
-			time.Millisecond, time.Minute),
+		storeTimeout: e.duration("STORE_TIMEOUT", "1s",
+			"for all Redis work of a request, 1ms to 1m, at most half of SESSION_TTL", time.Millisecond, time.Minute),
 		maxInFlight: e.count("MAX_IN_FLIGHT", "2048", "requests in work at once, 1 to 1000000; above it 503 at once",
 			1_000_000),
 		drainDelay:    e.duration("DRAIN_DELAY", "0s", "after SIGTERM, not ready and still serving, 0s to 1h", 0, time.Hour),
 		shutdownGrace: e.duration("SHUTDOWN_GRACE", "10s", "then, for requests in flight, 0s to 1h", 0, time.Hour),
 		metricsAddr:   e.address("METRICS_ADDR", "", "a second listener, with /metrics; none where not set"),
 		logLevel:      e.level("LOG_LEVEL", "info", "debug, info, warn or error"),
+	}
+	if c.storeTimeout <= time.Minute && c.sessionTTL >= time.Minute && c.storeTimeout > c.sessionTTL/2 {
+		e.wrong("STORE_TIMEOUT", "must be at most half of SESSION_TTL")
 	}
 	if _, port, _ := net.SplitHostPort(c.addr); c.metricsAddr == c.addr && port != "0" {
 		e.wrong("METRICS_ADDR", "must not be ADDR")

@@ -1,6 +1,7 @@
 package groupcommit
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -71,6 +72,11 @@ func TestClusterSlotMoves(t *testing.T) {
 	testkit.Must(t, from.Do(t.Context(), "CLUSTER", "SETSLOT", slot, "NODE", toID).Err())
 	write("after", to)
 	wantIdle(t, g)
+
+	late := newWrite(key+"late", []byte("x"), time.Now().Unix(), time.Now().Add(time.Second))
+	if err := g.redirect(g.client.(*redis.ClusterClient), late); !errors.Is(err, errExpired) {
+		t.Errorf("redirect of a record that has expired = %v, want that", err)
+	}
 }
 
 // nodeOf is the client of the primary that has key, as g's client believes.

@@ -15,11 +15,13 @@
 // Who ends a write: Whoever sent its pipeline, with Redis's reply; or a tick, once the write's time is up. The first
 // outcome counts. Ticks come every 20 ms while writes are pending: one clock for all costs less than a timer for each.
 //
-// What an OK means: Redis answers OK to a SET whose expiry has passed by its own clock, and stores nothing. So every
-// pipeline also asks for Redis's TIME, and no write of it succeeds where that clock is over 2 s off ours.
+// What an OK means: Redis answers OK to a SET whose expiry has passed by its own clock, and stores nothing; and an OK
+// may come late. So every pipeline also asks for Redis's TIME. No write of it succeeds where that clock is over 2 s off
+// ours, or has come to the write's expiry.
 package groupcommit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +53,8 @@ var (
 	// ErrClock means that Redis's clock is over 2 s off ours, so that nothing is certain of an expiry.
 	ErrClock = errors.New("redis's clock is off ours")
 
-	errNotOK = errors.New("redis answered something other than OK")
+	errNotOK   = errors.New("redis answered something other than OK")
+	errExpired = fmt.Errorf("the record had expired when redis answered: %w", context.DeadlineExceeded)
 )
 
 // Writer writes records through one Redis client. Its methods may be called at the same time.
@@ -90,6 +93,7 @@ type write struct {
 	key      string
 	client   string // whose write it is
 	set      *redis.StatusCmd
+	expires  int64 // Unix seconds
 	deadline time.Time
 	ended    atomic.Bool
 	done     chan error // holds one, so that end never blocks
@@ -98,7 +102,7 @@ type write struct {
 // newWrite makes a plain SET with EXAT. With NX, the retry after a lost reply would find its own key.
 func newWrite(client, key string, value []byte, expiresAt int64, deadline time.Time) *write {
 	set := redis.NewStatusCmd(context.Background(), "set", key, value, "exat", expiresAt)
-	return &write{client: client, key: key, set: set, deadline: deadline, done: make(chan error, 1)}
+	return &write{client: client, key: key, set: set, expires: expiresAt, deadline: deadline, done: make(chan error, 1)}
 }
 
 // end tells w's caller the outcome, unless it has one already.
@@ -116,6 +120,14 @@ func (w *write) reply() error {
 	return w.set.Err()
 }
 
+// outlives is nil where the record is still there at clock, Redis's own.
+func (w *write) outlives(clock time.Time) error {
+	if clock.Unix() >= w.expires {
+		return errExpired
+	}
+	return nil
+}
+
 // lane is the writes that wait for one node, and the pipelines in flight to it.
 type lane struct {
 	node      *redis.Client
@@ -125,8 +137,8 @@ type lane struct {
 }
 
 // Set writes a client's value under key, to expire at expiresAt, a Unix second to come. nil means that the primary
-// answered OK and that its clock was right. After any error the record may be there all the same, and then dies at
-// expiresAt.
+// answered OK while expiresAt was still to come, by a clock that was right. After any error the record may be there all
+// the same, and then dies at expiresAt.
 //
 // Set returns within the Writer's timeout and a tick or two, with an error that TimedOut knows where Redis took longer.
 // It takes no context: net/http cancels a request's when the caller half-closes, and a session is wanted then too.
@@ -323,15 +335,17 @@ func (g *Writer) write(node *redis.Client, batch []*write, questions ...redis.Cm
 		_ = pipe.Process(ctx, q)
 	}
 	_, sendErr := pipe.Exec(ctx)
-	skew, clockErr := checkClock(clock, sent)
+	theirs, skew, clockErr := checkClock(clock, sent)
 	for _, w := range batch {
 		if w.ended.Load() {
 			continue
 		}
 		err := w.reply()
 		switch {
-		case err == nil:
+		case err == nil && clockErr != nil:
 			err = clockErr
+		case err == nil:
+			err = w.outlives(theirs)
 		case err == errNotOK && sendErr != nil:
 			err = sendErr // the pipeline was not sent, and go-redis leaves the reply empty
 		}
@@ -349,25 +363,25 @@ func (g *Writer) write(node *redis.Client, batch []*write, questions ...redis.Cm
 
 // checkClock compares the clock in a reply to TIME, asked for at sent, with ours. ahead leaves out what the reply's way
 // may account for. Where it is over 2 s either way the error is ErrClock.
-func checkClock(reply *redis.TimeCmd, sent time.Time) (ahead time.Duration, err error) {
-	theirs, err := reply.Result()
+func checkClock(reply *redis.TimeCmd, sent time.Time) (theirs time.Time, ahead time.Duration, err error) {
+	theirs, err = reply.Result()
 	if err != nil {
-		return 0, fmt.Errorf("reading redis's clock: %w", err)
+		return theirs, 0, fmt.Errorf("reading redis's clock: %w", err)
 	}
 	ahead = max(0, time.Until(theirs))
 	if behind := sent.Sub(theirs); behind > 0 {
 		ahead = -behind
 	}
 	if ahead.Abs() > maxSkew {
-		return ahead, fmt.Errorf("%w by %s, more than %s", ErrClock, ahead.Round(time.Millisecond), maxSkew)
+		return theirs, ahead, fmt.Errorf("%w by %s, more than %s", ErrClock, ahead.Round(time.Millisecond), maxSkew)
 	}
-	return ahead, nil
+	return theirs, ahead, nil
 }
 
 // mayBeElsewhere tells whether another node of a cluster may take what failed with err: where the connection failed, or
 // Redis says so. Other refusals would only come twice.
 func mayBeElsewhere(err error) bool {
-	if err == nil || errors.Is(err, ErrClock) {
+	if err == nil || errors.Is(err, ErrClock) || errors.Is(err, errExpired) {
 		return false
 	}
 	refusal, refused := errors.AsType[redis.Error](err)
@@ -394,8 +408,8 @@ func (g *Writer) redirect(cluster *redis.ClusterClient, w *write) (err error) {
 		return err
 	}
 	sent := time.Now()
-	_, err = checkClock(node.Time(ctx), sent)
-	return err
+	clock, _, err := checkClock(node.Time(ctx), sent)
+	return cmp.Or(err, w.outlives(clock))
 }
 
 // TimedOut tells whether an error of Set or Probe is that Redis did not answer in time.

@@ -318,6 +318,27 @@ func TestClock(t *testing.T) {
 	}
 }
 
+// A record that has expired when Redis answers is not acknowledged, whose clock counts: its callers count it as a
+// timeout.
+func TestExpired(t *testing.T) {
+	for _, test := range []struct {
+		ahead time.Duration // Redis's clock
+		lives int64         // seconds
+		good  bool
+	}{
+		{0, -1, false}, {0, 0, false}, {0, 5, true},
+		{time.Second, 1, false}, {time.Second, 5, true}, {-time.Second, 0, true},
+	} {
+		proxy := redistest.StartProxy(t, redistest.Addr(t), redistest.ClockAhead(test.ahead))
+		g := openAlone(t, proxy.Addr, 10*time.Second)
+		err := g.Set(redistest.Prefix(t), []byte("x"), time.Now().Unix()+test.lives)
+		if (err == nil) != test.good || err != nil && !TimedOut(err) {
+			t.Errorf("Set of a record that lives %d s, with a clock %s ahead = %v, want good %t",
+				test.lives, test.ahead, err, test.good)
+		}
+	}
+}
+
 // Both write a value that lives to the second, and Probe's is its own.
 func TestRecords(t *testing.T) {
 	g := openAlone(t, redistest.Addr(t), 2*time.Second)
