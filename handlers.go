@@ -183,11 +183,13 @@ func (a *api) ready(w http.ResponseWriter, _ *http.Request, _ *note) error {
 	if !a.verifier.Ready() {
 		missing = append(missing, bearer.ErrNoKeys.Error())
 	}
-	if err := a.store.check(); err != nil {
-		missing = append(missing, "redis: "+err.Error())
+	cause := a.store.check()
+	if cause != nil {
+		missing = append(missing, "redis: "+lack(cause))
 	}
 	if missing != nil {
-		return unavailable("not ready: "+strings.Join(missing, "; "), nil)
+		message := "not ready: " + strings.Join(missing, "; ")
+		return unavailable(message, errors.Join(errors.New(message), cause))
 	}
 	return writeOK(w)
 }

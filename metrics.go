@@ -100,6 +100,8 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 		func() float64 { return float64(a.store.writer.Waiting()) })
 	gauge("redis_clock_skew_seconds", "Redis's clock minus ours at the last check, the network's part left out.", nil,
 		func() float64 { return a.store.clockSkew().Seconds() })
+	gauge("redis_primaries_failing", "Primaries of Redis that took no session at the last check.", nil,
+		func() float64 { return float64(len(a.store.primariesFailing())) })
 	const tokens = "Bearer tokens checked: remembered and verified are good, refused are not."
 	for result, count := range map[string]func() uint64{
 		"remembered": func() uint64 { return a.verifier.Stats().Remembered },

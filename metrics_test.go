@@ -74,6 +74,7 @@ func TestMetrics(t *testing.T) {
 		`authsession_redis_batch_size_count 3`,
 		`authsession_redis_batch_size_sum 3`,
 		`authsession_redis_writes_waiting 0`,
+		`authsession_redis_primaries_failing 0`,
 		`authsession_tokens_total{result="verified"} 1`,
 		`authsession_tokens_total{result="remembered"} 3`,
 		`authsession_tokens_total{result="refused"} 1`,
@@ -132,6 +133,7 @@ func TestMetricsOfTrouble(t *testing.T) {
 	for _, line := range []string{
 		`authsession_key_set_last_success_timestamp_seconds 0`,
 		`authsession_key_set_last_refresh_success 0`,
+		`authsession_redis_primaries_failing 1`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("/metrics has no line %s", line)

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"time"
 
 	"authsession/internal/groupcommit"
@@ -37,6 +37,7 @@ type store struct {
 	mu       sync.Mutex
 	checking func() error  // the check under way; nil: none
 	skew     time.Duration // what clockSkew returns
+	failing  []failure     // what primariesFailing returns
 	evicts   string        // an eviction policy that is not noeviction; "": none seen
 }
 
@@ -60,18 +61,30 @@ func (s *store) put(client, name string, record []byte, expiresAt int64) error {
 	return s.writer.Set(client, s.prefix+name, record, expiresAt)
 }
 
-// check tells whether a session could be written now: Redis takes a write on every primary that would get one, and its
-// clock is within 2 s of ours. The error names what is wrong. Calls at the same time share one check.
+var (
+	errNoSlots     = errors.New("no primary of the cluster has slots")
+	errClusterNode = errors.New(
+		"this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+)
+
+// failure is a primary that takes no sessions.
+type failure struct {
+	addr string
+	err  error
+}
+
+// check tells whether a session could be written now: Redis takes a write, and its clock is within 2 s of ours, on at
+// least one primary where there are several. primariesFailing then has the others. The error may have addresses: lack
+// says it without. Calls at the same time share one check.
 func (s *store) check() error {
 	s.mu.Lock()
 	if s.checking == nil {
 		s.checking = sync.OnceValue(func() error {
-			defer func() {
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				s.checking = nil
-			}()
-			return s.checkNow()
+			err := s.checkNow()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.checking = nil
+			return err
 		})
 	}
 	check := s.checking
@@ -80,6 +93,14 @@ func (s *store) check() error {
 }
 
 func (s *store) checkNow() (err error) {
+	var mu sync.Mutex // ForEachMaster is concurrent
+	var well bool     // some primary is
+	var failing []failure
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.failing = failing
+	}()
 	defer s.writer.Survive(&err)
 	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
@@ -88,30 +109,51 @@ func (s *store) checkNow() (err error) {
 	s.mu.Unlock()
 	cluster, ok := s.client.(*redis.ClusterClient)
 	if !ok {
-		return s.checkNode(ctx, s.client.(*redis.Client), s.prefix+"probe")
+		node := s.client.(*redis.Client)
+		if err = s.checkNode(ctx, node, s.prefix+"probe"); err != nil {
+			failing = []failure{{node.Options().Addr, err}}
+		}
+		return err
 	}
-	var probed atomic.Bool // ForEachMaster is concurrent
-	err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) (err error) {
-		defer s.writer.Survive(&err)
-		// One key in n belongs to a primary of n. Where none of so many belongs to this one the prefix has a hash tag,
-		// and all sessions lie on another.
-		for i := range probeKeys {
-			key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
-			owner, err := cluster.MasterForKey(ctx, key)
-			if err != nil {
-				return err
-			}
-			if owner == node {
-				probed.Store(true)
-				return s.checkNode(ctx, node, key)
-			}
+	err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+		probed, err := s.checkPrimary(ctx, cluster, node)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			failing = append(failing, failure{node.Options().Addr, err})
+		} else if probed {
+			well = true
 		}
 		return nil
 	})
-	if err == nil && !probed.Load() {
-		return errors.New("no primary of the cluster has slots")
+	switch {
+	case err != nil:
+		failing = append(failing, failure{"the cluster", err})
+	case well:
+	case failing == nil:
+		return errNoSlots
+	default:
+		return failing[0].err
 	}
 	return err
+}
+
+// checkPrimary checks a cluster's primary by a key of its own. One key in n belongs to a primary of n. Where none of
+// so many belongs to this one the prefix has a hash tag, all sessions lie on another, and probed is false.
+func (s *store) checkPrimary(ctx context.Context, cluster *redis.ClusterClient, node *redis.Client) (
+	probed bool, err error) {
+	defer s.writer.Survive(&err)
+	for i := range probeKeys {
+		key := fmt.Sprintf("%sprobe:%d", s.prefix, i)
+		owner, err := cluster.MasterForKey(ctx, key)
+		if err != nil {
+			return false, err
+		}
+		if owner == node {
+			return true, s.checkNode(ctx, node, key)
+		}
+	}
+	return false, nil
 }
 
 // checkNode writes key to a primary as a session would be written. Along with it go INFO memory and HELLO, to detect an
@@ -132,9 +174,30 @@ func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) e
 	s.mu.Unlock()
 	_, isClusterClient := s.client.(*redis.ClusterClient)
 	if !isClusterClient && slices.Contains(hello.Val(), any("cluster")) {
-		return errors.New("this is a node of a cluster, which takes only some sessions: set REDIS_MODE=cluster")
+		return errClusterNode
 	}
 	return err
+}
+
+// lack says what an error of check is about, without an address or anything else that is not for callers.
+func lack(err error) string {
+	for _, known := range []error{groupcommit.ErrClock, errNoSlots, errClusterNode} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	refusal, refused := errors.AsType[redis.Error](err)
+	errno, failed := errors.AsType[syscall.Errno](err)
+	switch {
+	case groupcommit.TimedOut(err):
+		return "no answer in time"
+	case refused && !errors.Is(err, redis.Nil):
+		code, _, _ := strings.Cut(refusal.Error(), " ")
+		return code
+	case failed:
+		return errno.Error()
+	}
+	return "its connection or its answer is broken"
 }
 
 // clockSkew is how far Redis's clock was ahead of ours at the last check; the worst node's.
@@ -144,22 +207,41 @@ func (s *store) clockSkew() time.Duration {
 	return s.skew
 }
 
-// watch checks the store until ctx ends. It logs when the store begins or ceases to be well, and once when Redis may
-// evict sessions.
+// primariesFailing are the primaries that took no session at the last check.
+func (s *store) primariesFailing() []failure {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failing
+}
+
+// watch checks the store until ctx ends. It logs when the store begins or ceases to be well, in whole or in part, and
+// once when Redis may evict sessions.
 func (s *store) watch(ctx context.Context) {
-	well, warned := false, false
-	for first := true; ; first = false {
+	before, warned := "not known", false
+	for {
 		err := s.check()
 		if ctx.Err() != nil {
 			return
 		}
-		switch {
-		case err == nil && !well:
-			s.log.Info("redis takes sessions")
-		case err != nil && (well || first):
-			s.log.Error("redis takes no sessions", "cause", err.Error())
+		var failing, causes []string
+		for _, f := range s.primariesFailing() {
+			failing, causes = append(failing, f.addr), append(causes, f.addr+": "+f.err.Error())
 		}
-		well = err == nil
+		slices.Sort(failing)
+		now := strings.Join(failing, " ")
+		if err != nil {
+			now = "all"
+		}
+		switch {
+		case now == before:
+		case err != nil:
+			s.log.Error("redis takes no sessions", "cause", err.Error())
+		case now != "":
+			s.log.Error("redis takes only some sessions", "primaries_failing", causes)
+		default:
+			s.log.Info("redis takes sessions")
+		}
+		before = now
 		s.mu.Lock()
 		policy := s.evicts
 		s.mu.Unlock()
@@ -169,7 +251,7 @@ func (s *store) watch(ctx context.Context) {
 			warned = true
 		}
 		wait := recheckEvery
-		if well {
+		if now == "" {
 			wait = checkEvery
 		}
 		select {

@@ -3,14 +3,17 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -236,9 +239,59 @@ func TestStoreCheckCluster(t *testing.T) {
 		t.Errorf("check() = %v while a slot moves", err)
 	}
 
+	var log testkit.Log
+	s.log = slog.New(slog.NewJSONHandler(&log, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watch(ctx) })
+	testkit.WaitFor(t, 5*time.Second, "the log line", func() bool { return log.Has("redis takes sessions") })
 	nodes[2].Stop()
+	if err := s.check(); err != nil {
+		t.Errorf("check() = %v with one of three primaries dead", err)
+	}
+	if f := s.primariesFailing(); len(f) != 1 || f[0].addr != nodes[2].Addr {
+		t.Errorf("primaries failing = %v, want %s", f, nodes[2].Addr)
+	}
+	if err := tagged.check(); (err == nil) != (len(tagged.primariesFailing()) == 0) {
+		t.Errorf("check() = %v where all sessions lie on one primary, and failing are %v", err, tagged.primariesFailing())
+	}
+	cancel()
+	watching.Wait()
+	watching.Go(func() { s.watch(t.Context()) })
+	testkit.WaitFor(t, 5*time.Second, "the failing primary in the log", func() bool {
+		return log.Has("redis takes only some sessions") && log.Has(nodes[2].Addr+": ")
+	})
+	nodes[0].Stop()
+	nodes[1].Stop()
 	if err := s.check(); err == nil {
-		t.Error("check() = nil with a primary dead")
+		t.Error("check() = nil with all primaries dead")
+	}
+	if n := len(s.primariesFailing()); n == 0 {
+		t.Error("no primary is failing with all dead")
+	}
+	testkit.WaitFor(t, 5*time.Second, "the log line", func() bool { return log.Has("redis takes no sessions") })
+}
+
+// What callers of /readyz get to know of an error names the fault and no address.
+func TestLack(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 6379},
+		Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("failed to authenticate: %w", refused), "connection refused"},
+		{fmt.Errorf("10.0.0.7: %w by 30s", groupcommit.ErrClock), "redis's clock is off ours"},
+		{fmt.Errorf("10.0.0.7: %w", context.DeadlineExceeded), "no answer in time"},
+		{errNoSlots, "no primary of the cluster has slots"},
+		{errClusterNode, errClusterNode.Error()},
+		{redis.ErrCrossSlot, "CROSSSLOT"}, // as any refusal of Redis
+		{redis.Nil, "its connection or its answer is broken"},
+		{errors.New("x509: certificate is valid for 10.0.0.7"), "its connection or its answer is broken"},
+	} {
+		if got := lack(test.err); got != test.want {
+			t.Errorf("lack(%v) = %q, want %q", test.err, got, test.want)
+		}
 	}
 }
 
