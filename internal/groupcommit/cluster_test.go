@@ -73,7 +73,7 @@ func TestClusterSlotMoves(t *testing.T) {
 	write("after", to)
 	wantIdle(t, g)
 
-	late := newWrite(key+"late", []byte("x"), time.Now().Unix(), time.Now().Add(time.Second))
+	late := newWrite("acme", key+"late", []byte("x"), time.Now().Unix(), time.Now().Add(time.Second))
 	if err := g.redirect(g.client.(*redis.ClusterClient), late); !errors.Is(err, errExpired) {
 		t.Errorf("redirect of a record that has expired = %v, want that", err)
 	}

@@ -331,7 +331,7 @@ func TestExpired(t *testing.T) {
 	} {
 		proxy := redistest.StartProxy(t, redistest.Addr(t), redistest.ClockAhead(test.ahead))
 		g := openAlone(t, proxy.Addr, 10*time.Second)
-		err := g.Set(redistest.Prefix(t), []byte("x"), time.Now().Unix()+test.lives)
+		err := g.Set("acme", redistest.Prefix(t), []byte("x"), time.Now().Unix()+test.lives)
 		if (err == nil) != test.good || err != nil && !TimedOut(err) {
 			t.Errorf("Set of a record that lives %d s, with a clock %s ahead = %v, want good %t",
 				test.lives, test.ahead, err, test.good)
