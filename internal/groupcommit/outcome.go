@@ -1,0 +1,71 @@
+package groupcommit
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// checkClock compares the clock in a reply to TIME, asked for at sent, with ours. ahead leaves out what the reply's way
+// may account for. Where it is over 2 s either way the error is ErrClock.
+func checkClock(reply *redis.TimeCmd, sent time.Time) (theirs time.Time, ahead time.Duration, err error) {
+	theirs, err = reply.Result()
+	if err != nil {
+		return theirs, 0, fmt.Errorf("reading redis's clock: %w", err)
+	}
+	ahead = max(0, time.Until(theirs))
+	if behind := sent.Sub(theirs); behind > 0 {
+		ahead = -behind
+	}
+	if ahead.Abs() > maxSkew {
+		return theirs, ahead, fmt.Errorf("%w by %s, more than %s", ErrClock, ahead.Round(time.Millisecond), maxSkew)
+	}
+	return theirs, ahead, nil
+}
+
+// mayBeElsewhere tells whether another node of a cluster may take what failed with err: where the connection failed, or
+// Redis says so. Other refusals would only come twice.
+func mayBeElsewhere(err error) bool {
+	if err == nil || errors.Is(err, ErrClock) || errors.Is(err, errExpired) {
+		return false
+	}
+	refusal, refused := errors.AsType[redis.Error](err)
+	if !refused {
+		return true
+	}
+	code, _, _ := strings.Cut(refusal.Error(), " ")
+	elsewhere := []string{"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"}
+	return slices.Contains(elsewhere, code)
+}
+
+// redirect writes w through the cluster's client, which finds the node that has w's slot by now. It is slower than a
+// pipeline, and seldom needed: in a failover, or when slots move.
+func (g *Writer) redirect(cluster *redis.ClusterClient, w *write) (err error) {
+	defer g.Survive(&err)
+	ctx, cancel := context.WithDeadline(context.Background(), w.deadline)
+	defer cancel()
+	_ = cluster.Process(ctx, w.set)
+	if err := w.reply(); err != nil {
+		return err
+	}
+	node, err := cluster.MasterForKey(ctx, w.key)
+	if err != nil {
+		return err
+	}
+	sent := time.Now()
+	clock, _, err := checkClock(node.Time(ctx), sent)
+	return cmp.Or(err, w.outlives(clock))
+}
+
+// TimedOut tells whether an error of Set or Probe is that Redis did not answer in time.
+func TimedOut(err error) bool {
+	netErr, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, redis.ErrPoolTimeout) || ok && netErr.Timeout()
+}
