@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"golang.org/x/net/idna"
 )
 
 const maxLength = 2048 // bytes
@@ -173,7 +175,8 @@ func validIPv6(host string) bool {
 	return opened && closed && err == nil && ip.Is6() && ip.Zone() == ""
 }
 
-// validHost takes a dotted-quad IPv4 address or a DNS name (RFC 1123, section 2.1).
+// validHost takes a dotted-quad IPv4 address or a DNS name (RFC 1123, section 2.1). A label that begins with xn-- must
+// be one that browsers can read (RFC 5890, section 2.3.2.1).
 func validHost(host string) bool {
 	if isNumber(host[strings.LastIndexByte(host, '.')+1:]) { // to a browser any such name is an IPv4 address
 		ip, err := netip.ParseAddr(host)
@@ -184,9 +187,19 @@ func validHost(host string) bool {
 			label[0] == '-' || label[len(label)-1] == '-' {
 			return false
 		}
+		if len(label) >= 4 && strings.EqualFold(label[:4], "xn--") {
+			if _, err := international.ToASCII(label); err != nil {
+				return false
+			}
+		}
 	}
 	return len(host) <= 253
 }
+
+// international is the rules for internationalised names that browsers follow (UTS 46, as the WHATWG URL Standard's
+// "domain to ASCII" has it).
+var international = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.CheckJoiners(true), idna.CheckHyphens(false),
+	idna.StrictDomainName(false), idna.Transitional(false))
 
 // isNumber tells whether a browser reads label as a number: decimal, or hex after 0x.
 func isNumber(label string) bool {

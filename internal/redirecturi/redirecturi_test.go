@@ -20,7 +20,9 @@ func uriTests() map[bool][]string {
 		true: {
 			https + "/cb", https, https + "/", https + "?", https + "/cb?", https + "?state=1&a=b", https + "/cb?state=1&a=b",
 			"HTTPS://APP.Example.com/Cb", "hTTps://app.example.com/cb",
-			"https://xn--bcher-kva.example/cb", "https://a--b.example/", "https://localhost/", "https://a/", "https://1a.b2/",
+			"https://xn--bcher-kva.example/cb", "https://XN--BCHER-KVA.example/", "https://xn--fa-hia.example/",
+			"https://xn--ls8h.example/", "https://a.xn--wgv71a",
+			"https://a--b.example/", "https://localhost/", "https://a/", "https://1a.b2/",
 			"https://1.2.3.a/",
 			https + "//evil.com", https + "/%2F%2Fevil.com", https + "//", https + "/a//b",
 			https + "/cb?next=https://evil.com", https + "/cb?code=x&state=y", https + "/cb?a=1&a=2", https + "/?a/b?c@d:e",
@@ -107,6 +109,7 @@ func uriTests() map[bool][]string {
 			"https://a_b.example/", "https://_dmarc.example/", "https://*.example.com/", "https://a,b.example/",
 			"https://a;b/", "https://a!b/", "https://$a/", "https://a(b)/", "https://a=b/", "https://a'b/", "https://a+b/",
 			"https://a&b/", "https://~a/",
+			"https://xn--a.example/", "https://XN--A.example/", "https://a.xn--0", "https://xn--zz/",
 			"https://" + label(64) + ".example/", "https://example." + label(64), "https://" + host(254) + "/",
 			"https://" + host(254) + ":443/",
 			"https://example.1/", "https://example.123/", "https://example.0x1f/", "https://example.0X1F/",

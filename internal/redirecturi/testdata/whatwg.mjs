@@ -14,6 +14,7 @@ const authorities = [
   "//[v1.a]", "//[::1", "//::1", "//localhost", "//LocalHost:3000", "//localhost.", "//user@app.example.com", "//user:pw@app.example.com",
   "//app.example.com@evil.example", "//app.example.com%40evil.example", "//ex%61mple.com", "//evil.example\\@app.example.com", "//a b.example",
   "//a..example", "//.example", "//" + "a".repeat(63) + ".example", "//" + "a".repeat(64) + ".example", "//a,b.example", "//a!b.example", "//a~b.example",
+  "//XN--BCHER-KVA.example", "//xn--a.example", "//xn--.example", "//xn--0.example", "//xn--ls8h.example",
 ];
 const tails = [
   "", "/", "/cb", "//evil.example", "/%2F%2Fevil.example", "/a/../b", "/%2e%2e/b", "/a;x=1/b", "/cb?state=1&a=b", "/cb?a[0]=1", "?x=1", "/@evil.example",
