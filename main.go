@@ -154,7 +154,13 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	log.Info("listening", "addr", tcp.Addr().String(), "version", versionText())
 	warn(cfg, log)
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(callers) }()
+	go func() {
+		// A gateway may send requests as soon as the address is open. The first wait a moment for the keys.
+		for wait := time.Now().Add(500 * time.Millisecond); !s.verifier.Ready() && time.Now().Before(wait); {
+			time.Sleep(2 * time.Millisecond)
+		}
+		failed <- srv.Serve(callers)
+	}()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)

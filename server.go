@@ -104,7 +104,7 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		// A chunked request may have had a Content-Length too, which net/http does not tell. Whoever stands between may
 		// have believed that one, so such a request is the connection's last (RFC 9112, section 6.1).
 		unwanted := r.ContentLength != 0 && r.Method != http.MethodPost
-		if unwanted || r.TransferEncoding != nil {
+		if unwanted || r.TransferEncoding != nil || s.draining.Load() { // a gateway's connections end before the listener
 			h["Connection"] = []string{"close"}
 		}
 		if unwanted {

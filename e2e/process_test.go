@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -176,7 +177,15 @@ func TestProcessDrains(t *testing.T) {
 		status, body := s.get("/readyz")
 		return status == 503 && strings.Contains(body, "shutting down")
 	})
-	s.session(t, goodBody)
+	// A gateway's kept connections end while there is still a listener for the next request.
+	r, err := http.NewRequest("POST", s.url+"/auth/session", strings.NewReader(goodBody))
+	testkit.Must(t, err)
+	r.Header.Set("Authorization", "Bearer "+s.token)
+	response, err := testkit.Client.Do(r)
+	if a := testkit.ReadAnswer(t, response, err); a.Status != 200 || !response.Close {
+		t.Errorf("POST /auth/session while draining = %d %s, Connection: close %t, want 200 and true",
+			a.Status, a.Body, response.Close)
+	}
 	for range callers {
 		if c := <-calls; c.answer.Status != 200 {
 			t.Errorf("POST /auth/session in flight = %d %s, %v, want 200", c.answer.Status, c.answer.Body, c.err)
