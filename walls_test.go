@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"bench/floor":          nil,
 	"docs/examples":        nil,
 	"internal/bearer":      {"strictjson"},
+	"internal/clients":     {"redirecturi", "strictjson"},
 	"internal/embedredis":  nil,
 	"internal/fairshare":   nil,
 	"internal/groupcommit": nil,
