@@ -31,6 +31,7 @@ const Scope = "api:user.write"
 
 const (
 	maxToken      = 8 << 10 // bytes
+	maxClient     = 128     // bytes
 	leeway        = 30      // seconds on exp, nbf and iat, for clocks that differ
 	maxRemembered = 10_000  // tokens
 )
@@ -49,12 +50,15 @@ type Config struct {
 	Audience     string                    // what aud must have; "" demands none
 	ClientClaims []string                  // the first that is a non-empty string names the client
 	MaxLifetime  time.Duration             // from now to exp; a token with more left is refused
+	AccessOnly   bool                      // typ must be at+jwt (RFC 9068, section 4)
 }
 
 // Bearer is what a good token says of its bearer.
 type Bearer struct {
-	Client   string // never ""
+	Client   string // 1 to 128 bytes
 	HasScope bool   // the token holds Scope
+	TokenID  string // its jti, cut to 64 bytes, for the log; "": none
+	KeyID    string // of the key that signed it; "": none
 }
 
 // ErrNoKeys means that the key set was never loaded, so that no token can be told good from bad.
@@ -81,11 +85,14 @@ type Verifier struct {
 }
 
 // rememberedToken is a token that was found good. It stays good until its exp, while the key set is the same: what else
-// was checked cannot become false as time goes by.
+// was checked cannot become false as time goes by. A bound one (cnf) is good with the very header alone that it came
+// with, whose hash is certificate.
 type rememberedToken struct {
-	bearer Bearer
-	exp    float64 // Unix seconds
-	keys   *[]jose.JSONWebKey
+	bearer      Bearer
+	exp         float64 // Unix seconds
+	bound       bool    // to a certificate
+	certificate [sha256.Size]byte
+	keys        *[]jose.JSONWebKey
 }
 
 // New returns a Verifier that refuses all tokens with ErrNoKeys until Run has loaded the key set.
@@ -116,19 +123,22 @@ func (v *Verifier) Stats() Stats {
 }
 
 // Verify returns the bearer of a good token. It may wait up to MaxWait for the key set, where the token names a key
-// that the set does not have. Its error is ErrNoKeys, or says why the token is not good without quoting it.
-func (v *Verifier) Verify(token string) (Bearer, error) {
+// that the set does not have. certificate is the values of the header in which the gateway passes its caller's
+// certificate, in RFC 9440's form or as nginx's escaped PEM: a token that is bound to a certificate (cnf) needs exactly
+// that one. The error is ErrNoKeys, or says why the token is not good without quoting it.
+func (v *Verifier) Verify(token string, certificate ...string) (Bearer, error) {
 	token = token[:min(len(token), maxToken+1)] // hash no more of one that is too long, which verifyNow refuses
 	keys := v.keys.keys.Load()
 	hash := sha256.Sum256(append(make([]byte, 0, 1024), token...)) // a usual token is not copied to the heap
 	v.mu.RLock()
 	known, found := v.remembered[hash]
 	v.mu.RUnlock()
-	if found && known.keys == keys && unixSeconds(v.now()) < known.exp+leeway {
+	if found && known.keys == keys && unixSeconds(v.now()) < known.exp+leeway &&
+		(!known.bound || len(certificate) == 1 && hashCertificate(certificate[0]) == known.certificate) {
 		v.rememberedCount.Add(1)
 		return known.bearer, nil
 	}
-	bearer, exp, err := v.verifyNow(token)
+	good, err := v.verifyNow(token, certificate)
 	if err != nil {
 		if err != ErrNoKeys {
 			v.refusedCount.Add(1)
@@ -144,34 +154,47 @@ func (v *Verifier) Verify(token string) (Bearer, error) {
 			break
 		}
 	}
-	v.remembered[hash] = rememberedToken{bearer, exp, keys}
-	return bearer, nil
+	good.keys = keys
+	v.remembered[hash] = good
+	return good.bearer, nil
 }
 
-// verifyNow checks form, header, signature and claims.
-func (v *Verifier) verifyNow(token string) (bearer Bearer, exp float64, err error) {
+// verifyNow checks form, header, signature, claims, and the certificate of a bound token.
+func (v *Verifier) verifyNow(token string, certificate []string) (good rememberedToken, err error) {
 	if !wellFormed(token) {
-		return Bearer{}, 0, errors.New("not a compact JWT")
+		return good, errors.New("not a compact JWT")
 	}
-	kid, err := checkHeader(token)
+	kid, err := v.checkHeader(token)
 	if err != nil {
-		return Bearer{}, 0, err
+		return good, err
 	}
 	// The library's errors quote the token, so they are not passed on.
 	signed, err := jose.ParseSignedCompact(token, v.config.Algorithms)
 	if err != nil {
-		return Bearer{}, 0, errors.New("malformed, or signed with an algorithm that is not allowed")
+		return good, errors.New("malformed, or signed with an algorithm that is not allowed")
 	}
 	keys, err := v.keys.find(kid, signed.Signatures[0].Header.Algorithm)
 	if err != nil {
-		return Bearer{}, 0, err
+		return good, err
 	}
 	for _, key := range keys {
-		if payload, err := signed.Verify(key.Key); err == nil {
-			return v.checkClaims(payload)
+		payload, err := signed.Verify(key.Key)
+		if err != nil {
+			continue
 		}
+		claims, err := parseObject(payload)
+		if err != nil {
+			return good, fmt.Errorf("payload %w", err)
+		}
+		good.bearer, good.exp, err = v.checkClaims(claims)
+		if cnf, given := claims["cnf"]; given && err == nil {
+			good.bound = true
+			good.certificate, err = checkCertificate(cnf, certificate)
+		}
+		good.bearer.KeyID = key.KeyID
+		return good, err
 	}
-	return Bearer{}, 0, errors.New("bad signature")
+	return good, errors.New("bad signature")
 }
 
 // wellFormed takes three parts of base64url with dots between, 8 KiB at most.
@@ -227,7 +250,7 @@ func (m members) date(name string) (seconds float64, given bool, err error) {
 
 // checkHeader checks what the signature library would let pass, and returns the key id, "" where there is none. Keys in
 // the header (jwk, jku, x5c, x5u) are not looked at.
-func checkHeader(token string) (kid string, err error) {
+func (v *Verifier) checkHeader(token string) (kid string, err error) {
 	encoded, _, _ := strings.Cut(token, ".")
 	data, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {
@@ -243,10 +266,14 @@ func checkHeader(token string) (kid string, err error) {
 			return "", fmt.Errorf("header has %s", name)
 		}
 	}
-	if _, given := header["typ"]; given { // RFC 9068, section 4; RFC 7515, section 4.1.9
+	types := []string{"at+jwt", "application/at+jwt", "JWT", "application/JWT"}
+	if v.config.AccessOnly {
+		types = types[:2]
+	}
+	if _, given := header["typ"]; given || v.config.AccessOnly { // RFC 9068, section 4; RFC 7515, section 4.1.9
 		typ := header.text("typ")
 		fold := func(t string) bool { return strings.EqualFold(t, typ) } // ToLower would make an i of U+0130
-		if !slices.ContainsFunc([]string{"JWT", "at+jwt", "application/JWT", "application/at+jwt"}, fold) {
+		if !slices.ContainsFunc(types, fold) {
 			return "", errors.New("typ is not of an access token")
 		}
 	}
@@ -257,11 +284,7 @@ func checkHeader(token string) (kid string, err error) {
 }
 
 // checkClaims checks the claims of a token whose signature is good.
-func (v *Verifier) checkClaims(payload []byte) (bearer Bearer, exp float64, err error) {
-	claims, err := parseObject(payload)
-	if err != nil {
-		return bearer, 0, fmt.Errorf("payload %w", err)
-	}
+func (v *Verifier) checkClaims(claims members) (bearer Bearer, exp float64, err error) {
 	now := unixSeconds(v.now())
 	exp, given, err := claims.date("exp")
 	switch {
@@ -290,12 +313,23 @@ func (v *Verifier) checkClaims(payload []byte) (bearer Bearer, exp float64, err 
 		return bearer, 0, errors.New("aud does not have JWT_AUDIENCE")
 	}
 	for _, name := range v.config.ClientClaims {
-		if client := claims.text(name); client != "" {
-			return Bearer{client, claims.holdsScope("scope") || claims.holdsScope("scp")}, exp, nil
+		client := claims.text(name)
+		if len(client) > maxClient {
+			return bearer, 0, fmt.Errorf("the client's name is over %d bytes", maxClient)
+		}
+		if client != "" {
+			return Bearer{
+				Client:   client,
+				HasScope: claims.holdsScope("scope") || claims.holdsScope("scp"),
+				TokenID:  cut(claims.text("jti")),
+			}, exp, nil
 		}
 	}
 	return bearer, 0, errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
 }
+
+// cut returns what a log needs of a text that others chose: 64 bytes of it.
+func cut(text string) string { return strings.Clone(text[:min(len(text), 64)]) }
 
 // holdsScope looks for Scope in a claim: a string of names with single spaces between (RFC 6749, section 3.3), or an
 // array of names.

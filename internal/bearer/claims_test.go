@@ -203,11 +203,12 @@ func TestTokenScope(t *testing.T) {
 func TestTokenClient(t *testing.T) {
 	usual := []string{"client_id", "azp", "sub"}
 	null := json.RawMessage("null")
+	long, tooLong := strings.Repeat("é", 64)+"x", "the client's name is over 128 bytes"
 	for _, tt := range []struct {
 		name   string
 		claims []string // Config.ClientClaims
 		set    map[string]any
-		want   string // "" is refused
+		want   string // "" and tooLong are refused
 	}{
 		{"client_id first", usual, map[string]any{"client_id": "c", "azp": "a", "sub": "s"}, "c"},
 		{"azp second", usual, map[string]any{"client_id": nil, "azp": "a", "sub": "s"}, "a"},
@@ -224,6 +225,9 @@ func TestTokenClient(t *testing.T) {
 		{"org_id missing", []string{"org_id"}, nil, ""},
 		{"configured order", []string{"sub", "client_id"}, map[string]any{"sub": "s"}, "s"},
 		{"configured order, second", []string{"sub", "client_id"}, nil, "acme"},
+		{"128 bytes", usual, map[string]any{"client_id": strings.Repeat("é", 64)}, strings.Repeat("é", 64)},
+		{"129 bytes", usual, map[string]any{"client_id": long, "azp": "a"}, tooLong},
+		{"129 bytes in one passed over", usual, map[string]any{"client_id": "c", "azp": long}, "c"},
 		{"no client before no scope", usual, map[string]any{"client_id": nil, "scope": "x"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -231,9 +235,12 @@ func TestTokenClient(t *testing.T) {
 			c.ClientClaims = tt.claims
 			v := newVerifier(c).load(t)
 			token := testkit.Sign(t, testkit.EC(), testkit.With(tt.set))
-			if tt.want == "" {
+			switch tt.want {
+			case "":
 				v.refuse(t, token, noClient)
-			} else {
+			case tooLong:
+				v.refuse(t, token, tooLong)
+			default:
 				v.want(t, token, bearer.Bearer{Client: tt.want, HasScope: true}, accepted)
 			}
 		})
@@ -252,4 +259,28 @@ func TestTokenReferencePlatform(t *testing.T) {
 	c.ClientClaims = []string{"org_id"}
 	v := newVerifier(c).load(t)
 	v.want(t, testkit.Sign(t, testkit.RSA(), claims), bearer.Bearer{Client: org, HasScope: true}, accepted)
+}
+
+// What a good token says for the log.
+func TestTokenForLog(t *testing.T) {
+	v := newVerifier(config(keyFile(t, testkit.EC().Public()))).load(t)
+	for _, tt := range []struct {
+		name, header, jti string
+		want              string // TokenID
+	}{
+		{"both", header(testkit.EC(), ""), `"t-1"`, "t-1"},
+		{"no kid", `{"alg":"ES256"}`, `"t-1"`, "t-1"},
+		{"a long jti", header(testkit.EC(), ""), `"` + strings.Repeat("x", 1000) + `"`, strings.Repeat("x", 64)},
+		{"an empty jti", header(testkit.EC(), ""), `""`, ""},
+		{"jti of another type", header(testkit.EC(), ""), `5`, ""},
+		{"jti null", header(testkit.EC(), ""), `null`, ""},
+	} {
+		token := raw(t, testkit.EC(), tt.header, payload(t, `,"jti":`+tt.jti))
+		for _, seen := range []string{"first", "remembered"} {
+			want := bearer.Bearer{Client: "acme", HasScope: true, TokenID: tt.want, KeyID: "ec"}
+			if got, err := v.Verify(token); got != want || err != nil {
+				t.Errorf("%s, %s: Verify = %+v, %v, want %+v", tt.name, seen, got, err, want)
+			}
+		}
+	}
 }

@@ -45,7 +45,7 @@ func (v *Verifier) AskAgain() {
 
 // VerifyNow verifies a token without looking whether it is remembered.
 func (v *Verifier) VerifyNow(token string) error {
-	_, _, err := v.verifyNow(token)
+	_, err := v.verifyNow(token, nil)
 	return err
 }
 

@@ -205,6 +205,23 @@ func TestTokenHeaderMembers(t *testing.T) {
 }
 
 // Refusing must stay cheap, whatever is sent, since callers can have it before they are known.
+// RFC 9068: with JWT_TYP=at+jwt an ID token of the same issuer is none of ours.
+func TestTokenAccessOnly(t *testing.T) {
+	c := config(ourKeys(t))
+	c.AccessOnly = true
+	v := newVerifier(c).load(t)
+	var tests []tokenTest
+	for typ, why := range map[string]string{
+		"": badTyp, `,"typ":"JWT"`: badTyp, `,"typ":"application/jwt"`: badTyp, `,"typ":null`: badTyp,
+		`,"typ":"id+jwt"`: badTyp,
+		`,"typ":"at+jwt"`: accepted, `,"typ":"AT+JWT"`: accepted, `,"typ":"application/at+jwt"`: accepted,
+		`,"typ":"Application/AT+jwt"`: accepted, `,"typ":"at+jwt "`: badTyp, `,"TYP":"at+jwt"`: badTyp,
+	} {
+		tests = append(tests, tokenTest{"typ" + typ, raw(t, testkit.EC(), header(testkit.EC(), typ), payload(t, "")), why})
+	}
+	v.check(t, tests)
+}
+
 func TestTokenRefusedQuickly(t *testing.T) {
 	v := newVerifier(config(ourKeys(t))).load(t)
 	for name, token := range map[string]string{

@@ -26,8 +26,14 @@ import (
 // MaxWait is how long a token with an unknown key id may wait for a fetch of the key set.
 const MaxWait = time.Second
 
-// MinRSABits is the least size of an RSA key (RFC 7518, section 3.3).
-const MinRSABits = 2048
+// MinRSABits is the least size of an RSA key (RFC 7518, section 3.3), maxRSABits the most that is worth its time.
+const (
+	MinRSABits = 2048
+	maxRSABits = 8192
+)
+
+// takeLargeRSA has the library read keys over 4,096 bits.
+var takeLargeRSA = sync.OnceFunc(func() { jose.MaxRSAModulusBits = maxRSABits })
 
 const (
 	maxKeySet    = 1 << 20          // bytes of a key set's document
@@ -60,6 +66,7 @@ type keySet struct {
 
 // newKeySet returns the key set at u, not loaded yet.
 func newKeySet(u *url.URL, algorithms []jose.SignatureAlgorithm, log *slog.Logger) *keySet {
+	takeLargeRSA()
 	k := &keySet{algorithms: algorithms, log: log, wanted: make(chan chan struct{}, 1)}
 	if u.Scheme == "file" {
 		k.every = time.Second // reading a file is cheap, and a changed one should count at once
@@ -163,28 +170,55 @@ func (k *keySet) replace(document []byte) error {
 	return nil
 }
 
+// maxSkipped is how many of the keys that are skipped have their reason in the log.
+const maxSkipped = 100
+
 // parseKeySet returns the keys of a set that may verify one of the algorithms. Others, and what does not parse, are
-// skipped. A set where nothing is left is an error.
+// skipped, with their key ids and why. A set where nothing is left is an error.
 func parseKeySet(document []byte, algorithms []jose.SignatureAlgorithm) (
-	keys []jose.JSONWebKey, skipped int, err error,
+	keys []jose.JSONWebKey, skipped []string, err error,
 ) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
 	if err := json.Unmarshal(document, &set); err != nil {
-		return nil, 0, errors.New("not a JSON Web Key Set")
+		return nil, nil, errors.New("not a JSON Web Key Set")
 	}
 	for _, data := range set.Keys {
+		members, err := parseObject(data)
 		var key jose.JSONWebKey
-		fits := func(alg jose.SignatureAlgorithm) bool { return Fits(key, alg) }
-		if key.UnmarshalJSON(data) == nil && slices.ContainsFunc(algorithms, fits) {
+		if err == nil {
+			key, err = parseKey(data, members, algorithms)
+		}
+		if err == nil {
 			keys = append(keys, key)
+		} else if len(skipped) < maxSkipped {
+			skipped = append(skipped, fmt.Sprintf("%+q: %v", cut(members.text("kid")), err))
 		}
 	}
 	if len(keys) == 0 {
-		return nil, 0, errors.New("no usable key in the set")
+		return nil, nil, errors.New(strings.Join(append([]string{"no usable key in the set"}, skipped...), "; "))
 	}
-	return keys, len(set.Keys) - len(keys), nil
+	return keys, skipped, nil
+}
+
+// parseKey returns a key, or why it is skipped.
+func parseKey(data []byte, members members, algorithms []jose.SignatureAlgorithm) (key jose.JSONWebKey, err error) {
+	_, restricted := members["key_ops"]
+	fits := func(alg jose.SignatureAlgorithm) bool { return Fits(key, alg) }
+	switch err := key.UnmarshalJSON(data); {
+	case err != nil:
+		return key, fmt.Errorf("%+q", cut(strings.TrimPrefix(err.Error(), "go-jose/go-jose: ")))
+	case restricted && !slices.Contains(members.texts("key_ops"), "verify"): // RFC 7517, section 4.3
+		return key, errors.New("key_ops lacks verify")
+	case key.Use != "" && key.Use != "sig":
+		return key, errors.New("use is not sig")
+	case !key.IsPublic():
+		return key, errors.New("not a public key")
+	case !slices.ContainsFunc(algorithms, fits):
+		return key, errors.New("its type, size and alg fit none of JWT_ALGORITHMS")
+	}
+	return key, nil
 }
 
 // Fits tells whether key may verify alg: by its own alg and use, and by its type. No private or symmetric key does.

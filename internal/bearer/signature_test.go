@@ -7,11 +7,14 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -212,32 +215,106 @@ func TestKeySetSkipsKeys(t *testing.T) {
 		return entry
 	}
 	secret := bytes.Repeat([]byte("s"), 32)
-	skipped := []any{
-		nil, 5, "key", []any{}, map[string]any{},
-		map[string]any{"kty": "EC", "kid": "half", "crv": "P-256", "x": "AA"},
-		map[string]any{"kty": "EC", "kid": "off-curve", "crv": "P-256", "x": b64(secret), "y": b64(secret)},
-		map[string]any{"kty": "EC", "kid": "k1", "crv": "secp256k1", "x": b64(secret), "y": b64(secret)},
-		map[string]any{"kty": "RSA", "kid": "rsa", "n": "not base64!", "e": "AQAB"},
-		map[string]any{"kty": "OKP", "kid": "x25519", "crv": "X25519", "x": b64(secret)},
-		map[string]any{"kty": "new", "kid": "good"},
-		map[string]any{"kty": "oct", "kid": "oct", "alg": "HS256", "k": b64(secret)},
-		withPrivate(private), withPrivate(privateRSA), withPrivate(privateEd),
+	with := func(k keytool.Key, member string, value any) any {
+		entry := map[string]any{}
+		testkit.Must(t, json.Unmarshal([]byte(asJSON(t, k.Public())), &entry))
+		entry[member] = value
+		return entry
 	}
-	v := newVerifier(config(keyFile(t, append(skipped, good.Public())...))).load(t)
+	forOps := func(id string) keytool.Key { return newES256(t, id) }
+	large := b64(append([]byte{1}, make([]byte, 1024)...)) // 8,193 bits
+	noFit := "its type, size and alg fit none of JWT_ALGORITHMS"
+	var entries []any
+	var reasons []any
+	for _, skipped := range []struct {
+		entry any
+		why   string // with the key id
+	}{
+		{nil, `"": must be one JSON object`},
+		{5, `"": must be one JSON object`},
+		{"key", `"": must be one JSON object`},
+		{[]any{}, `"": must be one JSON object`},
+		{json.RawMessage(`{"kid":"a","kid":"b","kty":"EC"}`), `"a": must not give a member name twice in one object`},
+		{map[string]any{}, `"": "missing json web key type"`},
+		{map[string]any{"kty": "EC", "kid": "half", "crv": "P-256", "x": "AA"},
+			`"half": "invalid EC key, missing x/y values"`},
+		{map[string]any{"kty": "EC", "kid": "off-curve", "crv": "P-256", "x": b64(secret), "y": b64(secret)},
+			`"off-curve": "invalid EC key, X/Y are not on declared curve"`},
+		{map[string]any{"kty": "EC", "kid": "k1", "crv": "secp256k1", "x": b64(secret), "y": b64(secret)},
+			`"k1": "unsupported elliptic curve 'secp256k1'"`},
+		{map[string]any{"kty": "RSA", "kid": "rsa", "n": "not base64!", "e": "AQAB"},
+			`"rsa": "illegal base64 data at input byte 3"`},
+		{map[string]any{"kty": "RSA", "kid": "rsa8193", "n": large, "e": "AQAB"},
+			`"rsa8193": "invalid RSA key, modulus too large"`},
+		{map[string]any{"kty": "RSA", "kid": "rsa1024", "n": b64(bytes.Repeat([]byte{255}, 128)), "e": "AQAB"},
+			`"rsa1024": ` + noFit},
+		{map[string]any{"kty": "OKP", "kid": "x25519", "crv": "X25519", "x": b64(secret)},
+			`"x25519": "unsupported key type/format"`},
+		{map[string]any{"kty": "new", "kid": "good"}, `"good": "unsupported key type/format"`},
+		{map[string]any{"kty": "new", "kid": 5}, `"": "json: cannot unmarshal number into Go value of type string"`},
+		{map[string]any{"kty": "new", "kid": "\u202e\u009b\n" + strings.Repeat("x", 100)},
+			`"\u202e\u009b\n` + strings.Repeat("x", 58) + `": "unsupported key type/format"`},
+		{map[string]any{"kty": "oct", "kid": "oct", "alg": "HS256", "k": b64(secret)}, `"oct": not a public key`},
+		{withPrivate(private), `"private": not a public key`},
+		{withPrivate(privateRSA), `"private-rsa": not a public key`},
+		{withPrivate(privateEd), `"private-ed": not a public key`},
+		{with(forOps("enc"), "use", "enc"), `"enc": use is not sig`},
+		{with(forOps("p256-as-rs"), "alg", "RS256"), `"p256-as-rs": ` + noFit},
+		{with(forOps("ops-sign"), "key_ops", []string{"sign"}), `"ops-sign": key_ops lacks verify`},
+		{with(forOps("ops-none"), "key_ops", []string{}), `"ops-none": key_ops lacks verify`},
+		{with(forOps("ops-null"), "key_ops", nil), `"ops-null": key_ops lacks verify`},
+		{with(forOps("ops-text"), "key_ops", "verify"), `"ops-text": key_ops lacks verify`},
+		{with(forOps("ops-case"), "key_ops", []string{"Verify"}), `"ops-case": key_ops lacks verify`},
+	} {
+		entries, reasons = append(entries, skipped.entry), append(reasons, skipped.why)
+	}
+	ops := forOps("ops")
+	entries = append(entries, good.Public(), with(ops, "key_ops", []string{"sign", "verify"}))
+	v := newVerifier(config(keyFile(t, entries...))).load(t)
 	testkit.WaitFor(t, 5*time.Second, "the log line", func() bool { return v.log.Has("key set loaded") })
 	line := v.log.Line(t, "msg", "key set loaded")
-	if line["keys"] != 1.0 || line["skipped"] != float64(len(skipped)) {
-		t.Errorf("log has %v keys and %v skipped, want 1 and %d", line["keys"], line["skipped"], len(skipped))
+	if line["keys"] != 2.0 {
+		t.Errorf("log has %v keys, want 2", line["keys"])
+	}
+	if got, _ := line["skipped"].([]any); !slices.Equal(got, reasons) {
+		for i, want := range reasons {
+			if i >= len(got) || got[i] != want {
+				t.Errorf("log has %d keys skipped, number %d is not %s: %v", len(got), i, want, got)
+				break
+			}
+		}
 	}
 	claims := payload(t, "")
 	v.check(t, []tokenTest{
 		{"good", sign(t, good), accepted},
+		{"key_ops with verify", sign(t, ops), accepted},
 		{"private EC", sign(t, private), noKey},
 		{"private RSA", sign(t, privateRSA), noKey},
 		{"private Ed25519", sign(t, privateEd), noKey},
 		{"symmetric", hs256(`{"alg":"HS256","kid":"oct"}`, claims, secret), malformed},
 		{"symmetric in disguise", hs256(`{"alg":"ES256","kid":"oct"}`, claims, secret), noKey},
 	})
+}
+
+// Of very many keys that are skipped the log names some.
+func TestKeySetSkipsMany(t *testing.T) {
+	v := newVerifier(config(keyFile(t, append(make([]any, 10_000), testkit.EC().Public())...))).load(t)
+	testkit.WaitFor(t, 5*time.Second, "the log line", func() bool { return v.log.Has("key set loaded") })
+	if n := len(v.log.String()); n > 10<<10 {
+		t.Errorf("log has %d bytes of 10,000 keys skipped", n)
+	}
+}
+
+// An RSA key may have up to 8,192 bits.
+func TestTokenLargeRSA(t *testing.T) {
+	for _, bits := range []int{4104, 8192} {
+		primes := bits / 513 // few bits in each: they are found at once
+		//lint:ignore SA1019 only such a key is made in time
+		private, err := rsa.GenerateMultiPrimeKey(rand.Reader, primes, bits)
+		testkit.Must(t, err)
+		large := keytool.Key{ID: "large", Algorithm: jose.RS256, Private: private}
+		newVerifier(config(keyFile(t, large.Public()))).load(t).accept(t, sign(t, large))
+	}
 }
 
 func TestKeySetKidless(t *testing.T) {
