@@ -25,12 +25,14 @@ const benchBody = `{ "cancel_uri": "https://acme.com/cancel", "end_user_id": "eu
 
 // BenchmarkRequest is a good request through routes, its record's write to Redis and its log line to a file included,
 // net/http's own work excluded.
-func BenchmarkRequest(b *testing.B) {
-	ts := newTestServer(b, map[string]string{"LOG_LEVEL": "info"}, func(s *server) {
+func BenchmarkRequest(b *testing.B) { benchmarkRequest(b, nil) }
+
+func benchmarkRequest(b *testing.B, env map[string]string) {
+	ts := newTestServer(b, env, func(s *server) {
 		file, err := os.Create(filepath.Join(b.TempDir(), "log"))
 		testkit.Must(b, err)
 		b.Cleanup(func() { _ = file.Close() })
-		s.log = slog.New(slog.NewJSONHandler(file, nil))
+		s.log = slog.New(slog.NewJSONHandler(file, nil)) // at info
 	})
 	routes := ts.routes()
 	body := strings.NewReader(benchBody)

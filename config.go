@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/textproto"
 	"net/url"
 	"os"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
+	"authsession/internal/clients"
 	"authsession/internal/redirecturi"
 	"authsession/internal/redisurl"
 
@@ -31,6 +33,9 @@ type config struct {
 	keyPrefix     string           // of every key in Redis
 	sessionTTL    time.Duration    // lifetime of a session
 	tokens        bearer.Config    // which tokens are good
+	certHeader    string           // in which the gateway passes its caller's certificate; "": none
+	clients       *clients.File    // which client may do what; nil: every one all
+	trusted       []netip.Prefix   // proxies whose X-Forwarded-For is believed
 	storeTimeout  time.Duration    // for all Redis work of one request
 	maxInFlight   int              // requests in work at once
 	drainDelay    time.Duration    // not ready and still serving, after a signal
@@ -80,7 +85,11 @@ func (e *fromEnv) config() config {
 			ClientClaims: e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub", "claims; the first that is there names the client"),
 			MaxLifetime: e.duration("JWT_MAX_LIFETIME", "24h", "a token with more left is refused, 1s to 87600h",
 				time.Second, 10*365*24*time.Hour),
+			AccessOnly: e.typ("JWT_TYP", "at+jwt demands that type (RFC 9068); an access token's or JWT where not set"),
 		},
+		certHeader: e.header("CLIENT_CERT_HEADER",
+			"header in which the gateway passes its caller's certificate; bound tokens are refused where not set"),
+		trusted: e.prefixes("TRUSTED_PROXIES", "comma-separated CIDRs of proxies whose X-Forwarded-For the log believes"),
 		storeTimeout: e.duration("STORE_TIMEOUT", "1s",
 			"for all Redis work of a request, 1ms to 1m, at most half of SESSION_TTL", time.Millisecond, time.Minute),
 		maxInFlight: e.count("MAX_IN_FLIGHT", "2048", "requests in work at once, 1 to 1000000; above it 503 at once",
@@ -93,6 +102,8 @@ func (e *fromEnv) config() config {
 	if c.storeTimeout <= time.Minute && c.sessionTTL >= time.Minute && c.storeTimeout > c.sessionTTL/2 {
 		e.wrong("STORE_TIMEOUT", "must be at most half of SESSION_TTL")
 	}
+	c.clients = e.clients("CLIENTS_FILE", "JSON file that says which client may do what; every one all where not set",
+		max(time.Minute, 2*c.storeTimeout), 168*time.Hour)
 	if _, port, _ := net.SplitHostPort(c.addr); c.metricsAddr == c.addr && port != "0" {
 		e.wrong("METRICS_ADDR", "must not be ADDR")
 	}
@@ -120,8 +131,12 @@ func (e *fromEnv) text(name, fallback, help string) string {
 
 // list is the comma-separated members, without white space around them.
 func (e *fromEnv) list(name, fallback, help string) []string {
+	text := e.text(name, fallback, help)
+	if text == "" {
+		return nil
+	}
 	var members []string
-	for member := range strings.SplitSeq(e.text(name, fallback, help), ",") {
+	for member := range strings.SplitSeq(text, ",") {
 		member = strings.TrimSpace(member)
 		if member == "" {
 			e.wrong(name, "must be a comma-separated list without empty members")
@@ -142,6 +157,49 @@ func (e *fromEnv) algorithms(name, fallback, help string) (algorithms []jose.Sig
 		algorithms = append(algorithms, alg)
 	}
 	return algorithms
+}
+
+func (e *fromEnv) prefixes(name, help string) (prefixes []netip.Prefix) {
+	for _, member := range e.list(name, "", help) {
+		prefix, err := netip.ParsePrefix(member)
+		if err != nil || prefix.Addr().Is4In6() {
+			e.wrong(name, "must list CIDRs like 10.0.0.0/8 or fd00::/8")
+			return nil
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	return prefixes
+}
+
+// typ tells whether a token must be of the type at+jwt.
+func (e *fromEnv) typ(name, help string) bool {
+	typ := e.text(name, "", help)
+	if typ != "" && typ != "at+jwt" {
+		e.wrong(name, "must be at+jwt, or not set")
+	}
+	return typ != ""
+}
+
+// header is the canonical form of a header's name; "" is one not set.
+func (e *fromEnv) header(name, help string) string {
+	header := e.text(name, "", help)
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-"
+	if strings.Trim(header, allowed) != "" {
+		e.wrong(name, "must be the name of a header: letters, digits and hyphens")
+	}
+	return textproto.CanonicalMIMEHeaderKey(header)
+}
+
+func (e *fromEnv) clients(name, help string, leastTTL, mostTTL time.Duration) *clients.File {
+	path := e.text(name, "", help)
+	if path == "" {
+		return nil
+	}
+	file, err := clients.Open(path, leastTTL, mostTTL)
+	if err != nil {
+		e.wrong(name, "must name a good clients file: "+err.Error())
+	}
+	return file
 }
 
 func (e *fromEnv) duration(name, fallback, help string, least, most time.Duration) time.Duration {

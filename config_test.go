@@ -43,12 +43,19 @@ func TestConfigFields(t *testing.T) {
 		"JWT_CLIENT_CLAIM": func(c config) any { return c.tokens.ClientClaims },
 		"JWT_MAX_LIFETIME": func(c config) any { return c.tokens.MaxLifetime },
 		"STORE_TIMEOUT":    func(c config) any { return c.storeTimeout },
-		"MAX_IN_FLIGHT":    func(c config) any { return c.maxInFlight },
-		"DRAIN_DELAY":      func(c config) any { return c.drainDelay },
-		"SHUTDOWN_GRACE":   func(c config) any { return c.shutdownGrace },
-		"METRICS_ADDR":     func(c config) any { return c.metricsAddr },
-		"LOG_LEVEL":        func(c config) any { return c.logLevel },
+		"JWT_TYP":          func(c config) any { return c.tokens.AccessOnly },
+		"TRUSTED_PROXIES":  func(c config) any { return c.trusted },
+		"CLIENTS_FILE":     func(c config) any { return c.clients.Find("x") == nil },
+
+		"CLIENT_CERT_HEADER": func(c config) any { return c.certHeader },
+		"MAX_IN_FLIGHT":      func(c config) any { return c.maxInFlight },
+		"DRAIN_DELAY":        func(c config) any { return c.drainDelay },
+		"SHUTDOWN_GRACE":     func(c config) any { return c.shutdownGrace },
+		"METRICS_ADDR":       func(c config) any { return c.metricsAddr },
+		"LOG_LEVEL":          func(c config) any { return c.logLevel },
 	}
+	noClients := filepath.Join(t.TempDir(), "clients.json")
+	testkit.Must(t, os.WriteFile(noClients, []byte(`{"clients": {}}`), 0o600))
 	unset, err := loadTestConfig(nil)
 	testkit.Must(t, err)
 	for _, test := range []struct{ name, fallback, value, want string }{
@@ -64,6 +71,10 @@ func TestConfigFields(t *testing.T) {
 		{"JWT_CLIENT_CLAIM", "[client_id azp sub]", "org_id, x", "[org_id x]"},
 		{"JWT_MAX_LIFETIME", "24h0m0s", "1h", "1h0m0s"},
 		{"STORE_TIMEOUT", "1s", "2s", "2s"},
+		{"JWT_TYP", "false", "at+jwt", "true"},
+		{"CLIENT_CERT_HEADER", "", "x-client-cert", "X-Client-Cert"},
+		{"CLIENTS_FILE", "false", noClients, "true"},
+		{"TRUSTED_PROXIES", "[]", "10.0.0.0/8, fd00::/8", "[10.0.0.0/8 fd00::/8]"},
 		{"MAX_IN_FLIGHT", "2048", "7", "7"},
 		{"DRAIN_DELAY", "0s", "3s", "3s"},
 		{"SHUTDOWN_GRACE", "10s", "4s", "4s"},
@@ -90,6 +101,8 @@ func TestConfigVariables(t *testing.T) {
 	password := filepath.Join(t.TempDir(), "password")
 	empty := filepath.Join(t.TempDir(), "empty")
 	ca := filepath.Join(t.TempDir(), "ca.pem")
+	clientsFile := filepath.Join(t.TempDir(), "clients.json")
+	testkit.Must(t, os.WriteFile(clientsFile, []byte(`{"clients": {"acme": {"session_ttl": "1m"}}}`), 0o600))
 	testkit.Must(t, os.WriteFile(password, []byte("pw\n"), 0o600))
 	testkit.Must(t, os.WriteFile(empty, nil, 0o600))
 	testkit.Must(t, os.WriteFile(ca, redistest.NewCA(t).PEM, 0o600))
@@ -115,6 +128,13 @@ func TestConfigVariables(t *testing.T) {
 				"unix:///run/redis.sock?master_name=m"}, sentinel},
 		{"REDIS_URL", []string{"redis://n1:6379?addr=n2:6379&addr=n3:6379"},
 			[]string{"unix:///run/redis.sock", "redis://n1?addr=nope"}, cluster},
+		{"JWT_TYP", []string{"", "at+jwt"}, []string{"JWT", "AT+JWT", "application/at+jwt", "at+jwt "}, nil},
+		{"CLIENT_CERT_HEADER", []string{"", "Client-Cert", "x1"},
+			[]string{"a_b", "a b", "a:", "é", " a", "a,b"}, nil},
+		{"TRUSTED_PROXIES", []string{"", "10.1.2.3/8", "::/0", "192.0.2.1/32,2001:db8::/32"},
+			[]string{"10.0.0.1", "10.0.0.0/33", "10.0.0.0/8,", "::ffff:10.0.0.0/104", "fe80::%eth0/64", "proxy"}, nil},
+		{"CLIENTS_FILE", []string{"", clientsFile}, []string{"/nonexistent", empty, ca, "/"}, nil},
+		{"CLIENTS_FILE", nil, []string{clientsFile}, map[string]string{"STORE_TIMEOUT": "31s"}},
 		{"REDIS_MODE", []string{"", "standalone", "cluster"}, []string{"single", "Cluster", "sentinel "}, nil},
 		{"REDIS_PASSWORD_FILE", []string{"", password}, []string{"/nonexistent", empty}, nil},
 		{"REDIS_CA_FILE", []string{"", ca}, []string{"/nonexistent", empty, password},
@@ -168,7 +188,8 @@ func TestConfigAllWrong(t *testing.T) {
 	env := map[string]string{
 		"ADDR": "x", "REDIS_MODE": "x", "SESSION_TTL": "x", "JWT_ALGORITHMS": "x", "JWT_CLIENT_CLAIM": ",",
 		"JWT_MAX_LIFETIME": "x", "STORE_TIMEOUT": "x", "MAX_IN_FLIGHT": "x", "DRAIN_DELAY": "x", "SHUTDOWN_GRACE": "x",
-		"METRICS_ADDR": "y", "LOG_LEVEL": "x", "REDIS_PASSWORD_FILE": "/nonexistent", "REDIS_CA_FILE": "/nonexistent",
+		"METRICS_ADDR": "y", "LOG_LEVEL": "x", "JWT_TYP": "x", "CLIENT_CERT_HEADER": "_", "TRUSTED_PROXIES": "x",
+		"CLIENTS_FILE": "/nonexistent", "REDIS_PASSWORD_FILE": "/nonexistent", "REDIS_CA_FILE": "/nonexistent",
 	}
 	_, err := loadConfig(func(name string) string { return env[name] })
 	if err == nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -41,6 +42,18 @@ func insufficientScope(scope string) *apiError {
 	return &apiError{status: http.StatusForbidden, name: "forbidden",
 		message: "the access token needs the scope " + scope,
 		header:  [2]string{"Www-Authenticate", `Bearer error="insufficient_scope", scope="` + scope + `"`}}
+}
+
+func notListed() *apiError {
+	return &apiError{status: http.StatusForbidden, name: "forbidden", message: "this client may not create sessions"}
+}
+
+// tooManySessions says after which whole number of seconds there is one again.
+func tooManySessions(wait time.Duration) *apiError {
+	seconds := (wait + time.Second - 1) / time.Second
+	return &apiError{status: http.StatusTooManyRequests, name: "too_many_requests", temporary: true,
+		message: "this client has created as many sessions as it may for now",
+		header:  [2]string{"Retry-After", strconv.Itoa(int(seconds))}}
 }
 
 func notFound() *apiError {

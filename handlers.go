@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
+	"authsession/internal/clients"
 	"authsession/internal/fairshare"
 	"authsession/internal/groupcommit"
 )
@@ -31,14 +33,17 @@ type handler func(http.ResponseWriter, *http.Request, *note) error
 
 // note is what a handler has the access log say of a request.
 type note struct {
-	clientID string
-	session  string   // the session's public id
-	unknown  []string // names of members that the body has and we do not know
+	bearer  bearer.Bearer
+	client  *clients.Client // nil: none, or not listed
+	session string          // the session's public id
+	unknown []string        // names of members that the body has and we do not know
 }
 
 // api holds what the handlers use. All its fields but the atomic ones are set before the first request.
 type api struct {
 	verifier   *bearer.Verifier
+	certHeader string        // in which the gateway passes its caller's certificate; "": none
+	clients    *clients.File // nil: every client may do all
 	store      *store
 	now        func() time.Time
 	authURL    string // up to and with "sess_id="
@@ -57,9 +62,13 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	if err != nil {
 		return err
 	}
-	n.clientID = who.Client
+	client := a.clients.Find(who.Client)
+	n.bearer, n.client = who, client
 	if !who.HasScope {
 		return insufficientScope(bearer.Scope)
+	}
+	if client == nil {
+		return notListed()
 	}
 	if err := checkMediaType(r.Header); err != nil {
 		return err
@@ -74,13 +83,20 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	defer a.inFlight.Leave(who.Client)
 	session, unknown, err := parseBody(body)
 	n.unknown = unknown
+	if err == nil {
+		err = session.limit(client)
+	}
 	switch broken, ok := errors.AsType[*bodyError](err); {
 	case ok:
 		return invalid(broken.name, broken.message, nil)
 	case err != nil:
 		return err
 	}
-	secret := session.open(who.Client, a.now(), a.sessionTTL)
+	now := a.now()
+	if wait := client.Take(who.Client, now); wait > 0 {
+		return tooManySessions(wait)
+	}
+	secret := session.open(who.Client, now, cmp.Or(client.SessionTTL, a.sessionTTL))
 	n.session = session.ID
 	err = a.store.put(who.Client, hashSecret(secret), session.encode(), session.ExpiresAt)
 	if groupcommit.TimedOut(err) {
@@ -116,7 +132,7 @@ func (a *api) authenticate(r *http.Request) (who bearer.Bearer, err error) {
 	if credentials[end] != ' ' {
 		return who, unauthorized(invalidToken, errors.New("no single space before the token"))
 	}
-	who, err = a.verifier.Verify(credentials[end+1:])
+	who, err = a.verifier.Verify(credentials[end+1:], r.Header[a.certHeader]...)
 	if errors.Is(err, bearer.ErrNoKeys) {
 		return who, unavailable("tokens can't be checked yet", err)
 	}

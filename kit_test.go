@@ -67,6 +67,7 @@ func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { ts.verifier.Run(ctx) })
+	running.Go(func() { ts.clients.Run(ctx, log) })
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	testkit.Must(t, err)
 	ts.callers = listener.New(tcp, maxConnections)

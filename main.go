@@ -145,6 +145,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 	var running sync.WaitGroup
 	running.Go(func() { s.verifier.Run(background) })
 	running.Go(func() { s.store.watch(background) })
+	running.Go(func() { s.clients.Run(background, log) })
 	defer func() {
 		stop()
 		_ = s.store.close() // a check that waits for Redis ends
@@ -195,6 +196,8 @@ func newServer(cfg config, log *slog.Logger) *server {
 	return &server{
 		api: api{
 			verifier:   bearer.New(cfg.tokens, log),
+			certHeader: cfg.certHeader,
+			clients:    cfg.clients,
 			store:      openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, m.redisWrite, m.batchSize, log),
 			now:        time.Now,
 			authURL:    cfg.authURL,
@@ -202,6 +205,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 			inFlight:   fairshare.New(cfg.maxInFlight),
 			reading:    fairshare.New(cfg.maxInFlight),
 		},
+		trusted:   cfg.trusted,
 		metrics:   m,
 		log:       log,
 		overShare: rate.NewLimiter(1000, 100),

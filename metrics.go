@@ -3,8 +3,10 @@ package main
 import (
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
+	"authsession/internal/clients"
 	"authsession/internal/linelog"
 	"authsession/internal/listener"
 
@@ -17,6 +19,8 @@ import (
 type metrics struct {
 	answered   *prometheus.CounterVec   // by route, code, error
 	took       *prometheus.HistogramVec // by route
+	byClient   *prometheus.CounterVec   // by client, outcome
+	created    *sync.Map                // of clients' names to their counter of sessions
 	redisWrite prometheus.Histogram
 	batchSize  prometheus.Histogram
 }
@@ -34,6 +38,12 @@ func newMetrics() metrics {
 			Help:    "Time from a request's header to its answer.",
 			Buckets: seconds,
 		}, []string{"route"}),
+		byClient: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "authsession_client_requests_total",
+			Help: "Requests with a good token, with CLIENTS_FILE: by client (other: not listed) and outcome: " +
+				"created, refused (4xx), limited (429) or failed (5xx).",
+		}, []string{"client", "outcome"}),
+		created: new(sync.Map),
 		redisWrite: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "authsession_redis_write_duration_seconds",
 			Help:    "Time of one session's write, waiting included.",
@@ -74,10 +84,32 @@ func (m routeMetrics) count(status int, name string, took time.Duration) {
 	m.took.Observe(took.Seconds())
 }
 
+// countClient takes note of an answer to a client of CLIENTS_FILE, nil for one that is not listed.
+func (m metrics) countClient(c *clients.Client, status int) {
+	name, outcome := "other", "refused"
+	if c != nil && c.Name != "*" {
+		name = c.Name
+	}
+	switch {
+	case status == 200:
+		counter, found := m.created.Load(name) // since labels cost time
+		if !found {
+			counter, _ = m.created.LoadOrStore(name, m.byClient.WithLabelValues(name, "created"))
+		}
+		counter.(prometheus.Counter).Inc()
+		return
+	case status == 429:
+		outcome = "limited"
+	case status >= 500:
+		outcome = "failed"
+	}
+	m.byClient.WithLabelValues(name, outcome).Inc()
+}
+
 // registry has every metric there is.
 func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog.Writer) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(m.answered, m.took, m.redisWrite, m.batchSize,
+	registry.MustRegister(m.answered, m.took, m.byClient, m.redisWrite, m.batchSize,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge := func(name, help string, labels prometheus.Labels, value func() float64) {
 		opts := prometheus.GaugeOpts{Name: "authsession_" + name, Help: help, ConstLabels: labels}
@@ -120,6 +152,17 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 			}
 			return 0
 		})
+	if a.clients != nil {
+		gauge("clients_file_last_success_timestamp_seconds", "When CLIENTS_FILE was last read well, in Unix time.", nil,
+			func() float64 { last, _ := a.clients.Read(); return float64(last) })
+		gauge("clients_file_last_load_success", "Whether the last reading of CLIENTS_FILE went well.", nil,
+			func() float64 {
+				if _, fresh := a.clients.Read(); fresh {
+					return 1
+				}
+				return 0
+			})
+	}
 	version, revision, goVersion := build()
 	gauge("build_info", "1, and what was built as labels.",
 		prometheus.Labels{"version": version, "revision": revision, "goversion": goVersion},

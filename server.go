@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +29,7 @@ type server struct {
 	api
 	metrics   metrics
 	log       *slog.Logger
+	trusted   []netip.Prefix // proxies whose X-Forwarded-For is believed
 	router    chi.Router
 	overShare *rate.Limiter // refusals of clients that are over their share
 }
@@ -123,6 +126,9 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		}
 		e.took = time.Since(e.start)
 		metrics.count(e.status, e.error, e.took)
+		if s.clients != nil && e.bearer.Client != "" {
+			s.metrics.countClient(e.client, e.status)
+		}
 		s.logRequest(r, &e)
 		if errors.Is(e.cause, fairshare.ErrShare) {
 			s.slowDown(w, r)
@@ -222,16 +228,22 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	if !log.Enabled(r.Context(), level) {
 		return
 	}
-	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
-	attrs := append(make([]slog.Attr, 0, 13),
+	attrs := append(make([]slog.Attr, 0, 16),
 		slog.String("request_id", e.requestID),
 		slog.String("method", printable(r.Method)),
 		slog.String("route", e.route),
 		slog.Int("status", e.status),
 		slog.Int64("duration_us", e.took.Microseconds()),
-		slog.String("remote_ip", remote))
-	if e.clientID != "" {
-		attrs = append(attrs, slog.String("client_id", printable(e.clientID)))
+		slog.String("remote_ip", remoteIP(r.RemoteAddr, r.Header["X-Forwarded-For"], s.trusted)))
+	for _, attr := range [...][2]string{
+		{"trace_id", traceID(r.Header["Traceparent"])},
+		{"client_id", e.bearer.Client},
+		{"jti", e.bearer.TokenID},
+		{"kid", e.bearer.KeyID},
+	} {
+		if attr[1] != "" {
+			attrs = append(attrs, slog.String(attr[0], printable(attr[1])))
+		}
 	}
 	if e.session != "" {
 		attrs = append(attrs, slog.String("session", e.session))
@@ -252,6 +264,60 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	line := slog.NewRecord(e.start.Add(e.took), level, "request", 0)
 	line.AddAttrs(attrs...)
 	_ = log.Handle(r.Context(), line)
+}
+
+// remoteIP is a caller's address: the peer's, or, behind trusted proxies, the rightmost of X-Forwarded-For that is not
+// theirs. What stands left of that, or of what is no address, is anybody's word.
+func remoteIP(peer string, forwarded []string, trusted []netip.Prefix) string {
+	host, _, _ := net.SplitHostPort(peer)
+	ip, ok := parseHop(host)
+	if trusted == nil || !ok {
+		return host
+	}
+	hops := strings.Split(strings.Join(forwarded, ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		if !slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			break
+		}
+		next, ok := parseHop(strings.TrimSpace(hop))
+		if !ok {
+			break
+		}
+		ip = next
+	}
+	return ip.String()
+}
+
+// parseHop takes an address as proxies write it: also in brackets, and with a port.
+func parseHop(text string) (ip netip.Addr, ok bool) {
+	if withPort, err := netip.ParseAddrPort(text); err == nil {
+		return withPort.Addr().Unmap().WithZone(""), true
+	}
+	if inner, opened := strings.CutPrefix(text, "["); opened {
+		text = strings.TrimSuffix(inner, "]")
+	}
+	ip, err := netip.ParseAddr(text)
+	return ip.Unmap().WithZone(""), err == nil
+}
+
+// traceID is the trace-id of a valid traceparent (W3C Trace Context, section 3.2); "" is none.
+func traceID(values []string) string {
+	if len(values) != 1 || len(values[0]) < 55 {
+		return ""
+	}
+	text := values[0]
+	version, rest, id, parent := text[:2], text[55:], text[3:35], text[36:52]
+	for i := range 55 {
+		c, dash := text[i], i == 2 || i == 35 || i == 52
+		if dash != (c == '-') || !dash && !('0' <= c && c <= '9' || 'a' <= c && c <= 'f') {
+			return ""
+		}
+	}
+	if version == "ff" || rest != "" && (version == "00" || rest[0] != '-') ||
+		strings.Trim(id, "0") == "" || strings.Trim(parent, "0") == "" {
+		return ""
+	}
+	return id
 }
 
 // printable is what the log says of a text that a caller chose: its first 64 bytes. If those have more than printable

@@ -420,7 +420,7 @@ func TestRequestLog(t *testing.T) {
 			"Cookie": {"SECRET-cookie"}, "User-Agent": {"SECRET-agent"}}
 	}
 	always := []string{"time", "level", "msg", "request_id", "method", "route", "remote_ip", "status", "duration_us"}
-	made := append(slices.Clone(always), "client_id", "session")
+	made := append(slices.Clone(always), "client_id", "kid", "session")
 	failed := append(slices.Clone(always), "error", "error_id", "cause")
 	and := func(members []string, more ...string) []string { return slices.Concat(members, more) }
 	tests := []struct {
@@ -431,7 +431,7 @@ func TestRequestLog(t *testing.T) {
 	}{
 		{"created", path, token, good, 200, "/auth/session", and(made, "unknown_members")},
 		{"created under v1", "/v1" + path, token, goodBody, 200, "/v1/auth/session", made},
-		{"bad field", path, token, bad, 400, "/auth/session", and(failed, "client_id", "unknown_members")},
+		{"bad field", path, token, bad, 400, "/auth/session", and(failed, "client_id", "kid", "unknown_members")},
 		{"bad token", path, "SECRET-token.b.c", good, 401, "/auth/session", failed},
 		{"no route", "/SECRET-path" + path, token, good, 404, "", failed},
 	}

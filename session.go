@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"authsession/internal/clients"
 	"authsession/internal/redirecturi"
 	"authsession/internal/strictjson"
 
@@ -129,6 +130,27 @@ func parseBody(body []byte) (s session, unknown []string, err error) {
 		return s, unknown, &bodyError{errorName, strings.Join(broken, "; ")}
 	}
 	return s, unknown, nil
+}
+
+// limit holds s, whose members are good, to what its client may do. The error is a *bodyError for all that it may not,
+// in the contract's order.
+func (s *session) limit(c *clients.Client) error {
+	broken := &bodyError{name: "bad_request"}
+	check := func(allowed bool, member string) {
+		if !allowed {
+			broken.message += "; " + member + " is not one of this client's"
+		}
+	}
+	if check(c.AllowsInstitution(s.InstitutionID), "institution_id"); broken.message != "" {
+		broken.name = "invalid_institution_id"
+	}
+	check(c.AllowsURI(s.RedirectURI), "redirect_uri")
+	check(c.AllowsURI(s.CancelURI), "cancel_uri")
+	if broken.message == "" {
+		return nil
+	}
+	broken.message = broken.message[2:]
+	return broken
 }
 
 func checkEndUserID(id string) error {

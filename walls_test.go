@@ -24,7 +24,7 @@ import (
 // mayImport has every package of this module, and which others of it, by their names under internal, it may import.
 // Tests may import more.
 var mayImport = map[string][]string{
-	".": {"bearer", "embedredis", "fairshare", "groupcommit", "keytool", "linelog", "listener", "redirecturi",
+	".": {"bearer", "clients", "embedredis", "fairshare", "groupcommit", "keytool", "linelog", "listener", "redirecturi",
 		"redisurl", "sandbox", "strictjson"},
 	"bench":                nil,
 	"bench/floor":          nil,

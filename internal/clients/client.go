@@ -28,6 +28,7 @@ const (
 
 // Client is what a client may do. Its methods may be called at the same time.
 type Client struct {
+	Name        string        // in the file; "*" for all that are not listed
 	Permissions []string      // all that it may ask for; nil: any
 	SessionTTL  time.Duration // lifetime of its sessions; 0: the service's
 
@@ -133,7 +134,7 @@ func (f *File) parse(document []byte) (map[string]*Client, error) {
 			if len(name) < 1 || len(name) > maxName {
 				return fmt.Errorf("must have a name of 1 to %d bytes, as clients of tokens have", maxName)
 			}
-			c := &Client{}
+			c := &Client{Name: name}
 			found[name] = c
 			err := object(value, func(name string, value []byte) error { return f.set(c, name, value) })
 			if old := before[name]; old != nil && old.limits != nil && c.limits != nil &&

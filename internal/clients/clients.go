@@ -51,6 +51,9 @@ func Open(path string, leastTTL, mostTTL time.Duration) (*File, error) {
 
 // Run reads the file again each second until ctx ends. A bad one leaves the last good one in force, and is logged once.
 func (f *File) Run(ctx context.Context, log *slog.Logger) {
+	if f == nil {
+		return
+	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for failure := ""; ; {
