@@ -135,22 +135,21 @@ func parseBody(body []byte) (s session, unknown []string, err error) {
 // limit holds s, whose members are good, to what its client may do. The error is a *bodyError for all that it may not,
 // in the contract's order.
 func (s *session) limit(c *clients.Client) error {
-	broken := &bodyError{name: "bad_request"}
-	check := func(allowed bool, member string) {
-		if !allowed {
-			broken.message += "; " + member + " is not one of this client's"
-		}
+	var broken []string
+	errorName := "bad_request"
+	if !c.AllowsInstitution(s.InstitutionID) {
+		errorName, broken = "invalid_institution_id", append(broken, "institution_id is not one of this client's")
 	}
-	if check(c.AllowsInstitution(s.InstitutionID), "institution_id"); broken.message != "" {
-		broken.name = "invalid_institution_id"
+	if !c.AllowsURI(s.RedirectURI) {
+		broken = append(broken, "redirect_uri is not one of this client's")
 	}
-	check(c.AllowsURI(s.RedirectURI), "redirect_uri")
-	check(c.AllowsURI(s.CancelURI), "cancel_uri")
-	if broken.message == "" {
-		return nil
+	if !c.AllowsURI(s.CancelURI) {
+		broken = append(broken, "cancel_uri is not one of this client's")
 	}
-	broken.message = broken.message[2:]
-	return broken
+	if broken != nil {
+		return &bodyError{errorName, strings.Join(broken, "; ")}
+	}
+	return nil
 }
 
 func checkEndUserID(id string) error {
