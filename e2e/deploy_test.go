@@ -5,8 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,12 +104,7 @@ func (g *gateway) start(t *testing.T, upstream string) bool {
 // writeCertificate writes tls.crt and tls.key for 127.0.0.1 into dir.
 func writeCertificate(t *testing.T, dir string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	testkit.Must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{{127, 0, 0, 1}}}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	testkit.Must(t, err)
+	certificate, key := newCertificate(t)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	testkit.Must(t, err)
 	for file, block := range map[string]*pem.Block{
@@ -115,6 +113,18 @@ func writeCertificate(t *testing.T, dir string) {
 	} {
 		testkit.Must(t, os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600))
 	}
+}
+
+// newCertificate makes a certificate for 127.0.0.1 that signs itself.
+func newCertificate(t *testing.T) (der []byte, key *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	testkit.Must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{{127, 0, 0, 1}}}
+	der, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	testkit.Must(t, err)
+	return der, key
 }
 
 // do sends a request whose path is not cleaned on its way.
@@ -151,7 +161,9 @@ func waitForRequest(t *testing.T, log *testkit.Log, id string) {
 
 func TestGateway(t *testing.T) {
 	needTool(t, "nginx", "REQUIRE_NGINX")
-	s := startService(t, serviceEnv(t, redistest.Addr(t)))
+	env := serviceEnv(t, redistest.Addr(t))
+	env["CLIENT_CERT_HEADER"], env["TRUSTED_PROXIES"] = "X-Client-Cert", "127.0.0.1/32"
+	s := startService(t, env)
 	s.waitReady(t)
 	g := startGateway(t, strings.TrimPrefix(s.url, "http://"))
 	for _, test := range []struct {
@@ -164,6 +176,8 @@ func TestGateway(t *testing.T) {
 		{"body and header sizes", testGatewaySizes},
 		{"refusals", testGatewayRefusals},
 		{"TLS", testGatewayTLS},
+		{"bound tokens", testGatewayBoundTokens},
+		{"address", testGatewayAddress},
 		{"rate", testGatewayRate},
 		{"log", testGatewayLog},
 		{"no service", testGatewayNoService}, // the last: it ends the service
@@ -257,11 +271,18 @@ func testGatewayRefusals(t *testing.T, g *gateway, _ *service) {
 	post("Content-Type", "text/plain").WantError(t, 415, "unsupported_media_type")
 }
 
-func testGatewayTLS(t *testing.T, g *gateway, _ *service) {
-	roots := x509.NewCertPool()
+// roots has the gateway's certificate.
+func (g *gateway) roots(t *testing.T) *x509.CertPool {
+	t.Helper()
 	certificate, err := os.ReadFile(filepath.Join(g.dir, "tls.crt"))
 	testkit.Must(t, err)
+	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(certificate)
+	return roots
+}
+
+func testGatewayTLS(t *testing.T, g *gateway, _ *service) {
+	roots := g.roots(t)
 	post := func(version uint16) (status int, err error) {
 		config := &tls.Config{RootCAs: roots, MinVersion: version, MaxVersion: version}
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
@@ -282,6 +303,74 @@ func testGatewayTLS(t *testing.T, g *gateway, _ *service) {
 	}
 	if _, err := post(tls.VersionTLS11); err == nil || !strings.Contains(err.Error(), "protocol version") {
 		t.Errorf("POST over TLS 1.1: %v, want its version refused", err)
+	}
+}
+
+// A token that is bound to a certificate is good over a connection with that one. What callers send in the gateway's
+// header does not come through.
+func testGatewayBoundTokens(t *testing.T, g *gateway, _ *service) {
+	own, ownKey := newCertificate(t)
+	other, otherKey := newCertificate(t)
+	sum := sha256.Sum256(own)
+	cnf := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(sum[:])}
+	bound := testkit.Sign(t, testkit.EC(), testkit.With(map[string]any{"cnf": cnf}))
+	plain := goodToken(t)
+	byteSequence := ":" + base64.StdEncoding.EncodeToString(own) + ":"
+	escaped := url.PathEscape(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own})))
+	withOwn := []tls.Certificate{{Certificate: [][]byte{own}, PrivateKey: ownKey}}
+	withOther := []tls.Certificate{{Certificate: [][]byte{other}, PrivateKey: otherKey}}
+	withChain := []tls.Certificate{{Certificate: [][]byte{other, own}, PrivateKey: otherKey}}
+	for _, test := range []struct {
+		name         string
+		scheme       string
+		certificates []tls.Certificate
+		token        string
+		sent         []string // in the gateway's header
+		want         int
+	}{
+		{"its certificate", "https", withOwn, bound, nil, 200},
+		{"another certificate", "https", withOther, bound, nil, 401},
+		{"its certificate behind another", "https", withChain, bound, nil, 401},
+		{"no certificate", "https", nil, bound, nil, 401},
+		{"no TLS", "http", nil, bound, nil, 401},
+		{"header sent, its certificate", "https", withOwn, bound, []string{"x"}, 200},
+		{"header sent, another certificate", "https", withOther, bound, []string{byteSequence}, 401},
+		{"header sent, no certificate", "https", nil, bound, []string{byteSequence}, 401},
+		{"header sent escaped, no certificate", "https", nil, bound, []string{escaped}, 401},
+		{"header sent twice, no certificate", "https", nil, bound, []string{escaped, escaped}, 401},
+		{"header sent, no TLS", "http", nil, bound, []string{byteSequence}, 401},
+		{"header sent escaped, no TLS", "http", nil, bound, []string{escaped}, 401},
+		{"no bound token, any certificate", "https", withOther, plain, nil, 200},
+		{"no bound token, no certificate", "https", nil, plain, nil, 200},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := &tls.Config{RootCAs: g.roots(t), Certificates: test.certificates}
+			client := &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
+			defer client.CloseIdleConnections()
+			addr := map[string]string{"http": g.addr, "https": g.tlsAddr}[test.scheme]
+			r, err := http.NewRequest("POST", test.scheme+"://"+addr+"/auth/session", strings.NewReader(goodBody))
+			testkit.Must(t, err)
+			r.Header = http.Header{"Authorization": {"Bearer " + test.token}, "X-Client-Cert": test.sent,
+				"x-CLIENT-cert": test.sent, "X_Client_Cert": test.sent}
+			response, err := client.Do(r)
+			if a := testkit.ReadAnswer(t, response, err); a.Status != test.want {
+				t.Errorf("POST = %d %s, want %d", a.Status, a.Body, test.want)
+			}
+		})
+	}
+}
+
+// The service's log has the address of the gateway's peer, whatever that sends.
+func testGatewayAddress(t *testing.T, g *gateway, s *service) {
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 3)}}
+	client := &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
+	defer client.CloseIdleConnections()
+	h := goodHeader(t, "X-Request-Id", "address")
+	h["X-Forwarded-For"] = []string{"192.0.2.7", "127.0.0.1"}
+	g.do(t, client, "POST", "/auth/session", h, strings.NewReader(goodBody))
+	waitForRequest(t, &s.log, "address")
+	if line := s.log.Line(t, "request_id", "address"); line["remote_ip"] != "127.0.0.3" {
+		t.Errorf("remote_ip = %v, want 127.0.0.3", line["remote_ip"])
 	}
 }
 
@@ -361,7 +450,8 @@ func TestGatewaySilentService(t *testing.T) {
 
 func TestMetricNamesInDeploy(t *testing.T) {
 	env := serviceEnv(t, redistest.Addr(t))
-	env["METRICS_ADDR"] = "127.0.0.1:0"
+	env["METRICS_ADDR"], env["CLIENTS_FILE"] = "127.0.0.1:0", filepath.Join(t.TempDir(), "clients.json")
+	testkit.Must(t, os.WriteFile(env["CLIENTS_FILE"], []byte(`{"clients": {"*": {}}}`), 0o600))
 	s := startService(t, env)
 	s.waitReady(t)
 	s.session(t, goodBody) // and its labels are there
