@@ -312,6 +312,7 @@ func testGatewayBoundTokens(t *testing.T, g *gateway, _ *service) {
 	own, ownKey := newCertificate(t)
 	other, otherKey := newCertificate(t)
 	sum := sha256.Sum256(own)
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 4)}} // a rate of its own
 	cnf := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(sum[:])}
 	bound := testkit.Sign(t, testkit.EC(), testkit.With(map[string]any{"cnf": cnf}))
 	plain := goodToken(t)
@@ -345,7 +346,8 @@ func testGatewayBoundTokens(t *testing.T, g *gateway, _ *service) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			config := &tls.Config{RootCAs: g.roots(t), Certificates: test.certificates}
-			client := &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
+			transport := &http.Transport{TLSClientConfig: config, DialContext: dialer.DialContext}
+			client := &http.Client{Transport: transport}
 			defer client.CloseIdleConnections()
 			addr := map[string]string{"http": g.addr, "https": g.tlsAddr}[test.scheme]
 			for _, name := range []string{"X-Client-Cert", "x-CLIENT-cert", "X_Client_Cert"} {
