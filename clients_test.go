@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -356,6 +357,8 @@ func TestAuditLog(t *testing.T) {
 			"Traceparent":   {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
 			"Authorization": {"Bearer " + testkit.Sign(t, testkit.EC(), testkit.With(claims))}}
 	}
+	operate, err := os.ReadFile("docs/operate.md")
+	testkit.Must(t, err)
 	const jti = "t-1\u202e\x00"
 	for _, tt := range []struct {
 		what   string
@@ -375,6 +378,11 @@ func TestAuditLog(t *testing.T) {
 	} {
 		for _, seen := range []string{"first", "remembered"} {
 			line := ts.logged(t, ts.do(t, "POST", "/auth/session", header(tt.claims), strings.NewReader(tt.body)))
+			for name := range line {
+				if !strings.Contains(string(operate), "`"+name+"`") {
+					t.Errorf("docs/operate.md does not have the log field %s", name)
+				}
+			}
 			maps.Copy(tt.want, map[string]any{"remote_ip": "192.0.2.7", "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"})
 			for name, want := range tt.want {
 				if line[name] != want {
@@ -420,6 +428,13 @@ func TestClientMetrics(t *testing.T) {
 	const read = "\nauthsession_clients_file_last_success_timestamp_seconds 1."
 	if !strings.Contains(text, read) || strings.Contains(text, "SECRET") {
 		t.Error("/metrics does not say when the file was read, or has a client that is not listed")
+	}
+	operate, err := os.ReadFile("docs/operate.md")
+	testkit.Must(t, err)
+	for _, match := range regexp.MustCompile(`(?m)^# TYPE authsession_(\S+)`).FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(string(operate), "`"+match[1]+"`") {
+			t.Errorf("docs/operate.md does not have the metric %s", match[1])
+		}
 	}
 	for _, name := range []string{"authsession_client", "acme"} {
 		if plain := newTestServer(t, nil); strings.Contains(plain.scrape(t), name) {
