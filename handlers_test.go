@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -46,11 +47,21 @@ func TestCreateSession(t *testing.T) {
 			map[string]string{"end_user_id": `"eu_1"`, "redirect_uri": uri}},
 		{"cancel_uri alone, escaped", "/auth/session", `{"end_user_id":"eu_1","cancel_uri":"HTTPS:\/\/ACME.com\u002f"}`,
 			map[string]string{"end_user_id": `"eu_1"`, "cancel_uri": `"HTTPS://ACME.com/"`}},
+		{"what to share, of a consent to renew", "/v1/auth/session",
+			`{"permissions":["accounts","\u0062alances:read","<&>"],"arrangement_id":"arr_1","end_user_id":"eu_1"}`,
+			map[string]string{"end_user_id": `"eu_1"`, "permissions": `["accounts","balances:read","<&>"]`,
+				"arrangement_id": `"arr_1"`}},
+		{"permissions alone", "/auth/session", `{"end_user_id":"eu_1","permissions":["a"],"arrangement_id":""}`,
+			map[string]string{"end_user_id": `"eu_1"`, "permissions": `["a"]`}},
+		{"arrangement_id alone", "/auth/session", `{"end_user_id":"eu_1","permissions":null,"arrangement_id":"a"}`,
+			map[string]string{"end_user_id": `"eu_1"`, "arrangement_id": `"a"`}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			before := time.Now().Unix()
-			a := ts.do(t, "POST", test.path, ts.jsonHeader(t), strings.NewReader(test.body))
+			h := ts.jsonHeader(t)
+			h.Set("X-Fiskil-Version", "2025-01-01") // which callers of the reference send
+			a := ts.do(t, "POST", test.path, h, strings.NewReader(test.body))
 			after := time.Now().Unix()
 			record := ts.wantSession(t, a)
 			var s testkit.SessionAnswer
@@ -105,6 +116,15 @@ func encoded(text string, unit int, bigEndian bool) string {
 		out = append(out, at...)
 	}
 	return string(out)
+}
+
+// names is a JSON array of n different names.
+func names(n int) string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprint(i))
+	}
+	return `["` + strings.Join(all, `","`) + `"]`
 }
 
 // strictjson's tests have all of JSON; here is what its rules come to for a caller.
@@ -191,6 +211,27 @@ func TestBodies(t *testing.T) {
 		{"cancel_uri an object", and(`"cancel_uri":{"a":1}`), "cancel_uri must be a string"},
 		{"cancel_uri of 2,048 bytes", and(`"cancel_uri":` + uri(2048)), ""},
 		{"cancel_uri of 2,049 bytes", and(`"cancel_uri":` + uri(2049)), "cancel_uri "},
+
+		{"permissions empty", and(`"permissions":[]`), "permissions must have 1 to 64 names"},
+		{"permissions a string", and(`"permissions":"accounts"`), "permissions must be an array of strings"},
+		{"permissions an empty string", and(`"permissions":""`), "permissions must be an array of strings"},
+		{"permissions an object", and(`"permissions":{"a":1}`), "permissions must be an array of strings"},
+		{"permissions with a number", and(`"permissions":["a",1]`), "permissions must be an array of strings"},
+		{"permissions with null", and(`"permissions":[null]`), "permissions must be an array of strings"},
+		{"permissions with an empty name", and(`"permissions":["a",""]`), "permissions must have names of 1 to 64 bytes"},
+		{"permissions with a space", and(`"permissions":["a b"]`), "permissions must have names of "},
+		{"permissions with an umlaut", and(`"permissions":["ä"]`), "permissions must have names of "},
+		{"permissions of 64 bytes", and(`"permissions":[` + x(64) + `]`), ""},
+		{"permissions of 65 bytes", and(`"permissions":["a",` + x(65) + `]`), "permissions must have names of "},
+		{"64 permissions", and(`"permissions":` + names(64)), ""},
+		{"65 permissions", and(`"permissions":` + names(65)), "permissions must have 1 to 64 names"},
+		{"permissions that differ in case", and(`"permissions":["a","A"]`), ""},
+		{"permissions with one twice", and(`"permissions":["a","b","\u0061"]`), "permissions must not have a name twice"},
+		{"permissions twice", and(`"permissions":["a"],"permissions":["a"]`), twice},
+		{"arrangement_id a number", and(`"arrangement_id":1`), "arrangement_id must be a string"},
+		{"arrangement_id of 128 bytes", and(`"arrangement_id":` + x(128)), ""},
+		{"arrangement_id of 129 bytes", and(`"arrangement_id":` + x(129)), "arrangement_id must be at most 128 bytes"},
+		{"arrangement_id a space", and(`"arrangement_id":" "`), "arrangement_id must be printable ASCII"},
 	}
 	sessions := 0
 	for _, test := range tests {
@@ -241,6 +282,10 @@ func TestBrokenFields(t *testing.T) {
 		{`{"end_user_id":"eu_1","institution_id":7}`, "invalid_institution_id", []string{"institution_id"}},
 		{`{"end_user_id":"eu_1","cancel_uri":"x","redirect_uri":"x"}`, "bad_request",
 			[]string{"redirect_uri", "cancel_uri"}},
+		{`{"arrangement_id":1,"permissions":[],"cancel_uri":"x","institution_id":"\n","end_user_id":"eu_1"}`,
+			"invalid_institution_id", []string{"institution_id", "cancel_uri", "permissions", "arrangement_id"}},
+		{`{"end_user_id":"eu_1","arrangement_id":1,"permissions":1}`, "bad_request",
+			[]string{"permissions", "arrangement_id"}},
 	}
 	for _, test := range tests {
 		e := ts.post(t, ts.token(t), test.body).WantError(t, 400, test.name)
@@ -259,7 +304,7 @@ func TestUnknownMembers(t *testing.T) {
 		testkit.Must(t, err)
 		return string(names)
 	}
-	body := `{"permissions":["a",{"b":null}],"__proto__":{"end_user_id":"x"},"expires_at":1,"session_id":"stolen",` +
+	body := `{"Permissions":["a",{"b":null}],"__proto__":{"end_user_id":"x"},"expires_at":1,"session_id":"stolen",` +
 		`"id":"mine","scope":"x","auth_url":"https://evil.example/","v":2,"client_id":"other","end_user_id":"eu_1",` +
 		`"` + strings.Repeat("x", 63) + `é":1,"created_at":1,"more":1}`
 	before := time.Now().Unix()
@@ -267,13 +312,13 @@ func TestUnknownMembers(t *testing.T) {
 	record := ts.wantSession(t, a)
 	want := session{Version: 1, ID: record.ID, ClientID: "acme", EndUserID: "eu_1",
 		CreatedAt: record.CreatedAt, ExpiresAt: record.CreatedAt + 30*60}
-	if record != want || record.ID == "mine" || record.CreatedAt < before {
+	if !reflect.DeepEqual(record, want) || record.ID == "mine" || record.CreatedAt < before {
 		t.Errorf("record = %+v, want %+v", record, want)
 	}
-	names := `["permissions","__proto__","expires_at","session_id","id","scope","auth_url","v","client_id","` +
+	wantNames := `["Permissions","__proto__","expires_at","session_id","id","scope","auth_url","v","client_id","` +
 		strings.Repeat("x", 63) + `\\xc3"]`
-	if got := unknown(a); got != names {
-		t.Errorf("unknown_members = %s, want %s", got, names)
+	if got := unknown(a); got != wantNames {
+		t.Errorf("unknown_members = %s, want %s", got, wantNames)
 	}
 
 	long := strings.Repeat("y", 64)

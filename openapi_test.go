@@ -272,6 +272,19 @@ func TestOpenAPIRequest(t *testing.T) {
 	} {
 		check(`{"end_user_id":"eu_1","institution_id":`+value+`}`, want)
 	}
+	for value, want := range map[string]bool{
+		`null`: true, `10`: false, `""`: true, `"` + long(128) + `"`: true, `"` + long(129) + `"`: false,
+		`"!~"`: true, `" "`: false, `"é"`: false,
+	} {
+		check(`{"end_user_id":"eu_1","arrangement_id":`+value+`}`, want)
+	}
+	for value, want := range map[string]bool{
+		`null`: true, `[]`: false, `""`: false, `{}`: false, `["a"]`: true, `["a","b"]`: true, `["a","a"]`: false,
+		`[""]`: false, `[1]`: false, `[null]`: false, `["` + long(64) + `"]`: true, `["` + long(65) + `"]`: false,
+		`["!~"]`: true, `[" "]`: false, `["é"]`: false, names(64): true, names(65): false,
+	} {
+		check(`{"end_user_id":"eu_1","permissions":`+value+`}`, want)
+	}
 	uris := map[string]bool{
 		`null`: true, `""`: true, `{}`: false,
 		`"https://a.example/` + long(2030) + `"`: true, `"https://a.example/` + long(2031) + `"`: false,

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,8 +29,12 @@ type session struct {
 	InstitutionID string `json:"institution_id,omitzero"`
 	RedirectURI   string `json:"redirect_uri,omitzero"`
 	CancelURI     string `json:"cancel_uri,omitzero"`
-	CreatedAt     int64  `json:"created_at"` // Unix seconds
-	ExpiresAt     int64  `json:"expires_at"` // Unix seconds, the key's EXPIRETIME
+
+	Permissions   []string `json:"permissions,omitzero"` // nil: not given; never empty
+	ArrangementID string   `json:"arrangement_id,omitzero"`
+
+	CreatedAt int64 `json:"created_at"` // Unix seconds
+	ExpiresAt int64 `json:"expires_at"` // Unix seconds, the key's EXPIRETIME
 }
 
 // open makes s a client's session from now on for ttl. It returns the secret that opens it: 130 random bits in letters
@@ -53,6 +58,17 @@ func (s *session) encode() []byte {
 	b = appendText(b, `,"institution_id":`, s.InstitutionID)
 	b = appendText(b, `,"redirect_uri":`, s.RedirectURI)
 	b = appendText(b, `,"cancel_uri":`, s.CancelURI)
+	for i, permission := range s.Permissions {
+		before := `,`
+		if i == 0 {
+			before = `,"permissions":[`
+		}
+		b = appendText(b, before, permission)
+	}
+	if s.Permissions != nil {
+		b = append(b, ']')
+	}
+	b = appendText(b, `,"arrangement_id":`, s.ArrangementID)
 	b = strconv.AppendInt(append(b, `,"created_at":`...), s.CreatedAt, 10)
 	b = strconv.AppendInt(append(b, `,"expires_at":`...), s.ExpiresAt, 10)
 	return append(b, '}')
@@ -89,19 +105,21 @@ func (e *bodyError) Error() string { return e.message }
 func parseBody(body []byte) (s session, unknown []string, err error) {
 	fields := [...]struct {
 		name  string
-		into  *string
+		value []byte  // nil: absent
+		into  *string // nil: permissions, which is no string
 		check func(string) error
-		err   error
 	}{
 		{name: "end_user_id", into: &s.EndUserID, check: checkEndUserID},
 		{name: "institution_id", into: &s.InstitutionID, check: checkInstitutionID},
 		{name: "redirect_uri", into: &s.RedirectURI, check: redirecturi.Check},
 		{name: "cancel_uri", into: &s.CancelURI, check: redirecturi.Check},
+		{name: "permissions"},
+		{name: "arrangement_id", into: &s.ArrangementID, check: checkArrangementID},
 	}
 	err = strictjson.Object(body, func(name, value []byte) {
 		for i := range fields {
-			if f := &fields[i]; f.name == string(name) {
-				*f.into, f.err = strictjson.Text(value)
+			if fields[i].name == string(name) {
+				fields[i].value = value
 				return
 			}
 		}
@@ -115,16 +133,19 @@ func parseBody(body []byte) (s session, unknown []string, err error) {
 	var broken []string
 	errorName := "bad_request"
 	for _, f := range fields {
-		if f.err == nil {
-			f.err = f.check(*f.into)
+		var err error
+		if f.into == nil {
+			s.Permissions, err = readPermissions(f.value)
+		} else if *f.into, err = strictjson.Text(f.value); err == nil {
+			err = f.check(*f.into)
 		}
-		if f.err == nil {
+		if err == nil {
 			continue
 		}
 		if f.name == "institution_id" && broken == nil {
 			errorName = "invalid_institution_id"
 		}
-		broken = append(broken, f.name+" "+f.err.Error())
+		broken = append(broken, f.name+" "+err.Error())
 	}
 	if broken != nil {
 		return s, unknown, &bodyError{errorName, strings.Join(broken, "; ")}
@@ -160,6 +181,29 @@ func checkEndUserID(id string) error {
 }
 
 func checkInstitutionID(id string) error { return checkID(id, 64) }
+
+func checkArrangementID(id string) error { return checkID(id, 128) }
+
+// readPermissions returns nil for an absent value and null. An empty array is an error, so that a list which a caller
+// has emptied never asks for everything.
+func readPermissions(value []byte) ([]string, error) {
+	names, err := strictjson.Texts(value)
+	if err != nil || names == nil {
+		return nil, err
+	}
+	if len(names) < 1 || len(names) > 64 {
+		return nil, errors.New("must have 1 to 64 names: leave it out to give none")
+	}
+	for i, name := range names {
+		if name == "" || checkID(name, 64) != nil {
+			return nil, errors.New("must have names of 1 to 64 bytes of printable ASCII without space")
+		}
+		if slices.Contains(names[:i], name) {
+			return nil, errors.New("must not have a name twice")
+		}
+	}
+	return names, nil
+}
 
 // checkID takes up to most bytes of printable ASCII without space.
 func checkID(id string, most int) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	stdjson "encoding/json"
 	"errors"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,10 +15,11 @@ import (
 )
 
 func TestParseBody(t *testing.T) {
-	body := `{"cancel_uri":"com.example.app:\/x","x":1,"end_user_id":"\u0065u_1","redirect_uri":null,"institution_id":""}`
+	body := `{"cancel_uri":"com.example.app:\/x","x":1,"end_user_id":"\u0065u_1","redirect_uri":null,` +
+		`"institution_id":"","permissions":["\u0061"]}`
 	got, unknown, err := parseBody([]byte(body))
-	want := session{EndUserID: "eu_1", CancelURI: "com.example.app:/x"}
-	if err != nil || got != want || !slices.Equal(unknown, []string{"x"}) {
+	want := session{EndUserID: "eu_1", CancelURI: "com.example.app:/x", Permissions: []string{"a"}}
+	if err != nil || !reflect.DeepEqual(got, want) || !slices.Equal(unknown, []string{"x"}) {
 		t.Errorf("parseBody = %+v, %q, %v, want %+v", got, unknown, err, want)
 	}
 }
@@ -113,8 +115,9 @@ func TestOpen(t *testing.T) {
 		}
 		seen[got.ID[10:]], seen[secret] = true, true
 		timePart = got.ID[:10]
-		want := session{1, got.ID, "acme", "eu_1", "10", "https://a.example/?a&b", "a.b:/", 1_700_000_000, 1_700_003_600}
-		if got != want {
+		want := session{1, got.ID, "acme", "eu_1", "10", "https://a.example/?a&b", "a.b:/", nil, "",
+			1_700_000_000, 1_700_003_600}
+		if !reflect.DeepEqual(got, want) {
 			t.Fatalf("session = %+v, want %+v", got, want)
 		}
 		if record, err := json.Marshal(got); err != nil || strings.Contains(string(record), secret) {
@@ -170,7 +173,10 @@ func TestHashSecret(t *testing.T) {
 func TestRecord(t *testing.T) {
 	for want, s := range map[string]session{
 		`{"v":1,"id":"i","client_id":"c","end_user_id":"e","institution_id":"<&>","redirect_uri":"r","cancel_uri":"'",` +
-			`"created_at":1,"expires_at":2}`: {1, "i", "c", "e", "<&>", "r", "'", 1, 2},
+			`"permissions":["p","q"],"arrangement_id":"a","created_at":1,"expires_at":2}`: {
+			1, "i", "c", "e", "<&>", "r", "'", []string{"p", "q"}, "a", 1, 2},
+		`{"v":1,"id":"i","client_id":"c","end_user_id":"e","permissions":["p"],"created_at":1,"expires_at":2}`: {
+			Version: 1, ID: "i", ClientID: "c", EndUserID: "e", Permissions: []string{"p"}, CreatedAt: 1, ExpiresAt: 2},
 		`{"v":1,"id":"i","client_id":"c","end_user_id":"e","created_at":1,"expires_at":-2}`: {
 			Version: 1, ID: "i", ClientID: "c", EndUserID: "e", CreatedAt: 1, ExpiresAt: -2},
 	} {
@@ -181,7 +187,10 @@ func TestRecord(t *testing.T) {
 	texts := []string{"a", `"`, `\`, "<&>", "ü", "\x7f", "\n", "\u2028", "😀", strings.Repeat("x", 300)}
 	for i, text := range texts {
 		other := texts[len(texts)-1-i]
-		s := session{1, text, text, other, text, other, text, int64(i), -1}
+		s := session{1, text, text, other, text, other, text, []string{other, text, other}[:i%4], text, int64(i), -1}
+		if len(s.Permissions) == 0 {
+			s.Permissions = nil // as parseBody leaves it
+		}
 		want, err := json.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
@@ -190,7 +199,7 @@ func TestRecord(t *testing.T) {
 			t.Errorf("encode() = %s, want %s as json.Marshal", got, want)
 		}
 		var back session
-		if err := stdjson.Unmarshal(s.encode(), &back); err != nil || back != s {
+		if err := stdjson.Unmarshal(s.encode(), &back); err != nil || !reflect.DeepEqual(back, s) {
 			t.Errorf("encoding/json reads record %s as %+v, %v, want %+v", want, back, err, s)
 		}
 	}
@@ -204,6 +213,8 @@ func FuzzParseBody(f *testing.F) {
 		`{"end_user_id":"\u0065u","institution_id":null,"redirect_uri":"","cancel_uri":"com.example.app:\/x"}`,
 		`{"END_USER_ID":"x","end_user_id":"y","z":[{"end_user_id":1}]}`,
 		`{"end_user_id":1,"institution_id":" ","redirect_uri":"http://x","cancel_uri":{}}`,
+		`{"end_user_id":"e","permissions":["accounts","\u0062"],"arrangement_id":"a"}`,
+		`{"end_user_id":"e","permissions":null}`, `{"end_user_id":"e","permissions":[]}`,
 		`{"end_user_id":"e","1":1,"2":2,"3":3,"4":4,"5":5,"6":6,"7":7,"8":8,"9":9,"10":10,"\u00e9":[{}]}`,
 		`{"end_user_id":"e","end_user_id":"e"}`, `{"end_user_id":"e","x":{"y":1,"y":1}}`, `{"end_user_id":"\ud800"}`,
 		`{}`, `null`, `[{}]`, ` {"end_user_id":"e"} x`, "{\"\xff\":1}", `{"end_user_id":"e","x":` + strings.Repeat("[", 50),
@@ -241,6 +252,7 @@ func FuzzParseBody(f *testing.F) {
 			"institution_id": got.InstitutionID,
 			"redirect_uri":   got.RedirectURI,
 			"cancel_uri":     got.CancelURI,
+			"arrangement_id": got.ArrangementID,
 		} {
 			var want string // null leaves it so
 			if value, given := members[name]; given {
@@ -253,6 +265,16 @@ func FuzzParseBody(f *testing.F) {
 			}
 			delete(members, name)
 		}
+		var want []string
+		if value, given := members["permissions"]; given {
+			if err := stdjson.Unmarshal(value, &want); err != nil || want != nil && len(want) == 0 {
+				t.Fatalf("permissions are taken, but encoding/json: %q, %v", want, err)
+			}
+		}
+		if !slices.Equal(got.Permissions, want) {
+			t.Errorf("permissions = %q, want %q", got.Permissions, want)
+		}
+		delete(members, "permissions")
 		if want := min(len(members), maxUnknown); len(unknown) != want {
 			t.Errorf("names of unknown members = %q, want %d of %d", unknown, want, len(members))
 		}

@@ -125,10 +125,10 @@ const failure = { error: 'access_denied', error_type: 'CONSENT_ENDUSER_DENIED' }
 
 test('the page says who asks, for whom, where and how long', async t => {
   const page = await tab(t)
-  const made = await session({ institution_id: '10' })
+  const made = await session({ institution_id: '10', permissions: ['accounts', 'balances'], arrangement_id: 'arr_1' })
   assert.equal((await page.goto(made.auth_url)).status(), 200)
   await page.getByText('Sandbox.').waitFor()
-  assert.deepEqual(await page.getByRole('definition').allTextContents(), ['dev', 'eu_2yRHN2ag2y4p8kCtm5DOeccZEXB', '10'])
+  assert.deepEqual(await page.getByRole('definition').allTextContents(), ['dev', 'eu_2yRHN2ag2y4p8kCtm5DOeccZEXB', '10', 'accounts, balances', 'arr_1'])
   const timer = page.getByRole('timer')
   assert.match(await timer.textContent(), /^(30 min 0|29 min 5\d) s$/)
   const first = await timer.textContent()

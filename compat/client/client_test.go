@@ -53,6 +53,10 @@ func TestCallersErrors(t *testing.T) {
 			payload: func(p *auth.CreateSessionPayload) { p.EndUserID = "with space" }},
 		{name: "institution", want: goa.ServiceError{Name: "invalid_institution_id"},
 			payload: func(p *auth.CreateSessionPayload) { p.InstitutionID = new("with space") }},
+		{name: "permissions", want: goa.ServiceError{Name: "bad_request"},
+			payload: func(p *auth.CreateSessionPayload) { p.Permissions = []string{"accounts", "accounts"} }},
+		{name: "arrangement", want: goa.ServiceError{Name: "bad_request"},
+			payload: func(p *auth.CreateSessionPayload) { p.ArrangementID = new("with space") }},
 		{name: "another's key", want: goa.ServiceError{Name: "unauthorized"},
 			payload: func(p *auth.CreateSessionPayload) {
 				_, stranger, _ := ed25519.GenerateKey(nil)
@@ -161,5 +165,7 @@ func goodPayload() *auth.CreateSessionPayload {
 		InstitutionID: new("10"),
 		RedirectURI:   new("https://acme.com/success"),
 		CancelURI:     new("https://acme.com/cancel"),
+		Permissions:   []string{"accounts", "balances"},
+		ArrangementID: new("arr_2yRHN2ag2y4p8kCtm5DOeccZEXB"),
 	}
 }

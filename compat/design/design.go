@@ -30,6 +30,8 @@ var _ = Service("auth", func() {
 			Attribute("institution_id", String)
 			Attribute("redirect_uri", String)
 			Attribute("cancel_uri", String)
+			Attribute("permissions", ArrayOf(String))
+			Attribute("arrangement_id", String)
 			Required("token", "end_user_id")
 		})
 		Result(authSession)

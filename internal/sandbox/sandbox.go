@@ -67,7 +67,11 @@ type record struct {
 	InstitutionID string `json:"institution_id"`
 	RedirectURI   string `json:"redirect_uri"`
 	CancelURI     string `json:"cancel_uri"`
-	ExpiresAt     int64  `json:"expires_at"` // Unix seconds
+
+	Permissions   []string `json:"permissions"`
+	ArrangementID string   `json:"arrangement_id"`
+
+	ExpiresAt int64 `json:"expires_at"` // Unix seconds
 }
 
 // view is what the browser gets.
@@ -250,6 +254,8 @@ func (b *Sandbox) write(w http.ResponseWriter, v view) {
 		left := max(int(time.Until(expires)/time.Second), 1)
 		values["client"], values["user"] = s.ClientID, s.EndUserID
 		values["institution"] = cmp.Or(s.InstitutionID, "any: a real page would let you choose")
+		values["permissions"] = cmp.Or(strings.Join(s.Permissions, ", "), "all that the app may ask for")
+		values["arrangement"] = cmp.Or(s.ArrangementID, "none: this is a new consent")
 		values["seconds"], values["left"] = strconv.Itoa(left), fmt.Sprintf("%d min %d s", left/60, left%60)
 		values["expires"] = expires.UTC().Format("15:04:05 UTC")
 		values["secret"], values["token"] = v.secret, b.formToken(v.secret)

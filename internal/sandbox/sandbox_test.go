@@ -19,7 +19,7 @@ func TestShow(t *testing.T) {
 	expiresAt := time.Now().Add(30 * time.Minute).Unix()
 	secret, _ := p.session(t, map[string]any{
 		"end_user_id": `<i>"&'$title`, "institution_id": "<b>${client}", "redirect_uri": "https://acme.com/a",
-		"expires_at": expiresAt,
+		"expires_at": expiresAt, "permissions": []string{"accounts", "<u>balances"}, "arrangement_id": "arr_<s>",
 	})
 	var nonces []string
 	for range 2 { // people reload
@@ -30,6 +30,7 @@ func TestShow(t *testing.T) {
 		}
 		for _, want := range []string{ // each value once, and escaped
 			"<dd>acme</dd>", "<dd>&lt;i&gt;&#34;&amp;&#39;$title</dd>", "<dd>&lt;b&gt;${client}</dd>",
+			"<dd>accounts, &lt;u&gt;balances</dd>", "<dd>arr_&lt;s&gt;</dd>",
 			"Sandbox.", "29 min 5", `value="approve"`, `value="cancel"`,
 			time.Unix(expiresAt, 0).UTC().Format("15:04:05 UTC"),
 		} {
@@ -37,7 +38,7 @@ func TestShow(t *testing.T) {
 				t.Errorf("the page does not have %q: %s", want, page)
 			}
 		}
-		if strings.Contains(page, "<i>") || strings.Contains(page, "<b>") {
+		if regexp.MustCompile("<[ibus]>").MatchString(page) {
 			t.Error("the page has a value unescaped")
 		}
 		nonce := regexp.MustCompile(`nonce="(\w+)"`).FindStringSubmatch(page)[1]
@@ -66,8 +67,8 @@ func TestTemplate(t *testing.T) {
 	var names []string
 	os.Expand(pageHTML, func(name string) string { names = append(names, name); return "" })
 	slices.Sort(names)
-	want := []string{"client", "expires", "institution", "left", "message", "nonce", "seconds", "secret", "target", "text",
-		"title", "token", "user"}
+	want := []string{"arrangement", "client", "expires", "institution", "left", "message", "nonce", "permissions",
+		"seconds", "secret", "target", "text", "title", "token", "user"}
 	if got := slices.Compact(names); !slices.Equal(got, want) {
 		t.Errorf("sandbox.html has the variables %q, want %q", got, want)
 	}
