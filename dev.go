@@ -40,6 +40,7 @@ func (d *dev) stop() {
 }
 
 func startDev(getenv func(string) string, stdout, stderr io.Writer) (*dev, error) {
+	fmt.Fprintln(stdout, "authsession -dev starts the service with all it needs, for development only.")
 	d := &dev{stdout: stdout, redis: "as REDIS_URL says", consentPage: "as AUTH_URL says"}
 	if getenv("JWKS_URL") != "" {
 		return d, errors.New("-dev makes its own key and does not run with JWKS_URL set")
@@ -50,7 +51,9 @@ func startDev(getenv func(string) string, stdout, stderr io.Writer) (*dev, error
 	}
 	d.stops = append(d.stops, func() { _ = os.RemoveAll(dir) })
 	keySetFile := filepath.Join(dir, "jwks.json")
-	defaults := map[string]string{"ADDR": "127.0.0.1:8080", "JWKS_URL": "file://" + keySetFile}
+	const name = "authsession-dev" // an issuer and audience, so that the service has nothing to warn of
+	defaults := map[string]string{"ADDR": "127.0.0.1:8080", "JWKS_URL": "file://" + keySetFile,
+		"JWT_ISSUER": name, "JWT_AUDIENCE": name}
 	if getenv("REDIS_URL") == "" {
 		embedded, err := embedredis.Start()
 		if err != nil {
@@ -62,11 +65,12 @@ func startDev(getenv func(string) string, stdout, stderr io.Writer) (*dev, error
 	}
 	var page net.Listener
 	if getenv("AUTH_URL") == "" {
-		if page, err = listenAfter(cmp.Or(getenv("ADDR"), defaults["ADDR"])); err != nil {
+		if page, err = listenAfter(cmp.Or(getenv("ADDR"), defaults["ADDR"]), getenv("METRICS_ADDR")); err != nil {
 			return d, fmt.Errorf("listening for the sandbox: %w", err)
 		}
 		d.stops = append(d.stops, func() { _ = page.Close() })
-		defaults["AUTH_URL"] = "http://" + page.Addr().String() + "/"
+		_, port, _ := net.SplitHostPort(page.Addr().String())
+		defaults["AUTH_URL"] = "http://localhost:" + port + "/"
 		d.consentPage = "a sandbox, " + defaults["AUTH_URL"] + " (open the auth_url that the command below prints)"
 	}
 	d.config, err = loadConfig(func(name string) string { return cmp.Or(getenv(name), defaults[name]) })
@@ -88,7 +92,7 @@ func (d *dev) listening(addr net.Addr) error {
 	if at.Addr().IsUnspecified() {
 		at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
 	}
-	_, err := fmt.Fprintf(d.stdout, `authsession -dev, for development only: http://%s
+	_, err := fmt.Fprintf(d.stdout, `Service: http://%s
 Redis: %s
 Consent page: %s
 
@@ -101,11 +105,18 @@ curl -sS -X POST http://%s/auth/session \
 	return err
 }
 
-// listenAfter listens on this machine alone: on the port after that of addr where it is free, else on any.
-func listenAfter(addr string) (net.Listener, error) {
+// listenAfter listens on this machine alone: on the port after addr's where it is free and not that of taken, then on
+// the one after it, else on any.
+func listenAfter(addr, taken string) (net.Listener, error) {
 	_, text, _ := net.SplitHostPort(addr)
-	if port, _ := strconv.Atoi(text); port > 0 { // 0 is any
-		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port+1))); err == nil {
+	_, not, _ := net.SplitHostPort(taken)
+	port, _ := strconv.Atoi(text)
+	for i := 1; i <= 2 && port > 0; i++ { // 0 is any
+		next := strconv.Itoa(port + i)
+		if next == not {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", next)); err == nil {
 			return l, nil
 		}
 	}

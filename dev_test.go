@@ -12,7 +12,7 @@ import (
 func TestListenAfter(t *testing.T) {
 	for _, addr := range []string{":0", "127.0.0.1:65535", "nonsense", "127.0.0.1:" + redistest.FreePort()} {
 		for range 2 { // the second time the port after it is taken
-			l, err := listenAfter(addr)
+			l, err := listenAfter(addr, "")
 			testkit.Must(t, err)
 			defer l.Close()
 			if got := l.Addr().String(); !strings.HasPrefix(got, "127.0.0.1:") {

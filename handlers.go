@@ -110,7 +110,7 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), session.ExpiresAt, 10)
 	answer = appendText(answer, `,"id":`, session.ID)
 	answer = appendText(answer, `,"session_id":`, secret)
-	answer = append(answer, '}')
+	answer = append(answer, "}\n"...)
 	w.Header()["Content-Type"] = []string{"application/json"}
 	_, _ = w.Write(answer) // a caller that has gone: nobody holds the id
 	return nil

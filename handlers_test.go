@@ -70,8 +70,8 @@ func TestCreateSession(t *testing.T) {
 				t.Errorf("created_at %d, expires_at %d, want %d and 30 minutes later", record.CreatedAt, s.ExpiresAt, before)
 			}
 			var members map[string]any
-			if err := json.Unmarshal(a.Body, &members); err != nil || len(members) != 4 {
-				t.Errorf("answer %s, want four members", a.Body)
+			if err := json.Unmarshal(a.Body, &members); err != nil || len(members) != 4 || !a.EndsInNewline() {
+				t.Errorf("answer %q, want four members and a newline", a.Body)
 			}
 			if want := "https://consent.example/start?v=1&sess_id=" + s.SessionID; s.AuthURL != want {
 				t.Errorf("auth_url = %q, want %q", s.AuthURL, want)

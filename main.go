@@ -53,10 +53,15 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("authsession failed", "cause", err.Error())
-		os.Exit(1)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	if len(os.Args) > 1 { // somebody has typed them
+		fmt.Fprintln(os.Stderr, "authsession:", err)
+	} else {
+		slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("authsession failed", "cause", err.Error())
+	}
+	os.Exit(1)
 }
 
 const usage = `Without arguments authsession serves, set up by the environment variables below.
@@ -85,7 +90,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	switch {
 	case *version:
-		_, err := fmt.Fprintln(stdout, versionText())
+		_, err := fmt.Fprintln(stdout, versionText(build()))
 		return err
 	case flags.NArg() == 1 && flags.Arg(0) == "healthcheck":
 		cfg, _ := loadConfig(getenv) // only ADDR and STORE_TIMEOUT are needed
@@ -152,7 +157,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 		running.Wait()
 	}()
 
-	log.Info("listening", "addr", tcp.Addr().String(), "version", versionText())
+	log.Info("listening", "addr", tcp.Addr().String(), "version", versionText(build()))
 	warn(cfg, log)
 	failed := make(chan error, 1)
 	go func() {
@@ -225,9 +230,12 @@ func warn(cfg config, log *slog.Logger) {
 	}
 }
 
-// versionText is the module's version and, where the build knew it, the revision.
-func versionText() string {
-	version, revision, goVersion := build()
+// versionText is what build knows. The version of a build between releases has the revision's first letters and needs
+// no more.
+func versionText(version, revision, goVersion string) string {
+	if revision != "" && strings.Contains(version, revision[:min(12, len(revision))]) {
+		revision = ""
+	}
 	known := slices.DeleteFunc([]string{version, revision, goVersion}, func(s string) bool { return s == "" })
 	return strings.Join(append([]string{"authsession"}, known...), " ")
 }

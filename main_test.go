@@ -7,6 +7,22 @@ import (
 	"authsession/internal/testkit"
 )
 
+func TestVersionText(t *testing.T) {
+	const revision, pseudo = "0123456789abcdef0123456789abcdef01234567", "v0.0.0-20261124104519-"
+	for _, test := range []struct{ version, revision, goVersion, want string }{
+		{"v1.2.0", revision, "go1.26.0", "authsession v1.2.0 " + revision + " go1.26.0"},
+		{pseudo + "0123456789ab+dirty", revision, "go1.26.0", "authsession " + pseudo + "0123456789ab+dirty go1.26.0"},
+		{pseudo + "ffffffffffff", revision, "", "authsession " + pseudo + "ffffffffffff " + revision},
+		{pseudo + "0123456789ab", "", "go1.26.0", "authsession " + pseudo + "0123456789ab go1.26.0"},
+		{"(devel)", "", "go1.26.0", "authsession (devel) go1.26.0"},
+		{"", revision, "", "authsession " + revision},
+	} {
+		if got := versionText(test.version, test.revision, test.goVersion); got != test.want {
+			t.Errorf("versionText of %q = %q, want %q", test, got, test.want)
+		}
+	}
+}
+
 func TestWarn(t *testing.T) {
 	const issuer, audience, verify = "JWT_ISSUER", "JWT_AUDIENCE", "skip_verify"
 	const redis = "REDIS_URL"

@@ -182,7 +182,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Goa-Error", e.name)
 	w.WriteHeader(e.status)
-	_, _ = w.Write(body)
+	_, _ = w.Write(append(body, '\n'))
 }
 
 // skipBody has an answer not wait for a body that nobody wants. net/http reads up to 256 KiB of one before it sends the
@@ -218,11 +218,14 @@ type entry struct {
 	cause     error
 }
 
-// logRequest logs a caller's fault as Info and ours as Error.
+// logRequest logs a caller's fault as Info and ours as Error. Good checks of health are Debug: there are many.
 func (s *server) logRequest(r *http.Request, e *entry) {
 	level := slog.LevelInfo
-	if e.status >= http.StatusInternalServerError {
+	switch {
+	case e.status >= http.StatusInternalServerError:
 		level = slog.LevelError
+	case e.status == http.StatusOK && (e.route == "/livez" || e.route == "/readyz"):
+		level = slog.LevelDebug
 	}
 	log := s.log.Handler() // as Logger does, but without looking for the line of source
 	if !log.Enabled(r.Context(), level) {

@@ -407,6 +407,29 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// Probes ask all the time: only what they fail with is worth a line.
+func TestHealthLog(t *testing.T) {
+	ts := newTestServer(t, nil)
+	level := func(method, path string) any { return ts.logged(t, ts.do(t, method, path, nil, nil))["level"] }
+	for _, path := range []string{"/livez", "/readyz"} {
+		for _, method := range []string{"GET", "HEAD"} {
+			if got := level(method, path); got != "DEBUG" {
+				t.Errorf("%s %s is logged as %v, want DEBUG", method, path, got)
+			}
+		}
+	}
+	if got := level("GET", "/openapi.yaml"); got != "INFO" {
+		t.Errorf("GET /openapi.yaml is logged as %v, want INFO", got)
+	}
+	if got := level("POST", "/livez"); got != "INFO" {
+		t.Errorf("POST /livez is logged as %v, want INFO", got)
+	}
+	ts.draining.Store(true)
+	if got := level("GET", "/readyz"); got != "ERROR" {
+		t.Errorf("GET /readyz is logged as %v while shutting down, want ERROR", got)
+	}
+}
+
 func TestRequestLog(t *testing.T) {
 	ts := newTestServer(t, nil)
 	token := ts.token(t)

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,7 +32,7 @@ func TestProcessArguments(t *testing.T) {
 		out     string // in what it prints
 		oneLine bool
 	}{
-		{args: []string{"-version"}, out: "authsession "},
+		{args: []string{"-version"}, out: "authsession ", oneLine: true},
 		{args: []string{"-help"}, out: "-dev"},
 		{args: []string{"-help"}, out: "keygen"},
 		{args: []string{"keygen", "-help"}, out: "-out"},
@@ -39,8 +40,9 @@ func TestProcessArguments(t *testing.T) {
 		{args: []string{"-nope"}, code: 1, out: "-nope"},
 		{args: []string{"serve"}, code: 1, out: "healthcheck, keygen, token, -dev, -version"},
 		{args: []string{"healthcheck", "now"}, code: 1, out: "healthcheck, keygen, token, -dev, -version"},
-		{args: []string{"keygen"}, code: 1, out: "-out is required"},
-		{args: []string{"token"}, code: 1, out: "-key is required"},
+		{args: []string{"keygen"}, code: 1, out: "authsession: -out is required", oneLine: true},
+		{args: []string{"token"}, code: 1, out: "authsession: -key is required", oneLine: true},
+		{args: []string{"token", "-key", "none", "-client", "c"}, code: 1, out: "authsession: reading -key", oneLine: true},
 		{args: []string{"-dev"}, env: map[string]string{"JWKS_URL": "https://h/"}, code: 1, out: "JWKS_URL"},
 		{code: 1, out: "AUTH_URL is required", oneLine: true},
 		{env: wrong, code: 1, out: "ADDR must be", oneLine: true},
@@ -50,6 +52,9 @@ func TestProcessArguments(t *testing.T) {
 		out := s.stdout.String() + s.log.String()
 		if code != test.code || !strings.Contains(out, test.out) || strings.Contains(out, "listening") {
 			t.Errorf("authsession %v: exit status %d, output %q, want %d with %q", test.args, code, out, test.code, test.out)
+		}
+		if isLog := strings.Contains(out, `"level"`); isLog != (test.code == 1 && test.args == nil) {
+			t.Errorf("authsession %v prints %q; only the service itself, which has no arguments, logs JSON", test.args, out)
 		}
 		if test.oneLine && strings.Count(out, "\n") != 1 {
 			t.Errorf("authsession with %v prints %q, want one line", test.env, out)
@@ -314,12 +319,33 @@ func TestProcessDev(t *testing.T) {
 			if code := s.wait(t, 5*time.Second); code != 0 {
 				t.Errorf("exit status %d, want 0", code)
 			}
+			if s.log.Has(`"WARN"`) {
+				t.Errorf("-dev warns of what it means: %s", s.log.String())
+			}
 			for text := range strings.SplitSeq(strings.TrimSpace(s.log.String()), "\n") {
 				if !json.Valid([]byte(text)) {
 					t.Errorf("log line %q is no JSON", text)
 				}
 			}
 		})
+	}
+}
+
+// The port after ADDR's is the sandbox's, unless METRICS_ADDR has it. What -dev does stands first, before anything can
+// take time or fail.
+func TestProcessDevPorts(t *testing.T) {
+	var s *service
+	testkit.WaitFor(t, 30*time.Second, "three free ports in a row", func() bool {
+		port, _ := strconv.Atoi(redistest.FreePort())
+		at := func(n int) string { return "127.0.0.1:" + strconv.Itoa(port+n) }
+		s = startProcess(t, map[string]string{"ADDR": at(0), "METRICS_ADDR": at(1)}, "-dev")
+		testkit.WaitFor(t, 10*time.Second, "metrics, or the end", func() bool {
+			return s.log.Has("serving metrics") || s.log.Has("address already in use")
+		})
+		return s.log.Has("serving metrics") && s.stdout.Has("Consent page: a sandbox, http://localhost:"+strconv.Itoa(port+2))
+	})
+	if !strings.HasPrefix(s.stdout.String(), "authsession -dev starts ") {
+		t.Errorf("-dev prints %q", s.stdout.String())
 	}
 }
 
@@ -429,7 +455,7 @@ func TestProcessSandbox(t *testing.T) {
 			if status, body := s.get("/?sess_id=" + answer.SessionID); status != 404 || !strings.Contains(body, "not_found") {
 				t.Errorf("the service's own address answers %d %s, want 404", status, body)
 			}
-			page := regexp.MustCompile(`Consent page: a sandbox, (http://127\.0\.0\.1:\d+/)`).
+			page := regexp.MustCompile(`Consent page: a sandbox, (http://localhost:\d+/)`).
 				FindStringSubmatch(s.stdout.String())
 			if (page != nil) != test.page {
 				t.Fatalf("it prints %q", s.stdout.String())

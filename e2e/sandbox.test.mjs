@@ -37,7 +37,7 @@ before(async () => {
     })
   })
   const find = pattern => printed.match(pattern)[1]
-  api = find(/only: (http:\S+)/)
+  api = find(/Service: (http:\S+)/)
   redis = find(/Redis: (\S+)/)
   sandbox = find(/a sandbox, (http:\S+)\//)
   token = find(/Bearer ([^']+)/)

@@ -16,7 +16,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"slices"
@@ -186,8 +185,7 @@ func Token(args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("signing the token: %w", err)
 	}
 	if *ttl > 24*time.Hour {
-		slog.New(slog.NewJSONHandler(stderr, nil)).
-			Warn("-ttl is above 24h: the service takes the token only with a JWT_MAX_LIFETIME as long")
+		fmt.Fprintln(stderr, "-ttl is above 24h: the service takes the token only with a JWT_MAX_LIFETIME as long")
 	}
 	_, err = fmt.Fprintln(stdout, token)
 	return err

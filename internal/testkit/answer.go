@@ -63,6 +63,9 @@ func (a Answer) Decode(t testing.TB, v any) {
 	}
 }
 
+// EndsInNewline tells whether the body is JSON of one line, so that a shell's prompt stands below it.
+func (a Answer) EndsInNewline() bool { return bytes.Index(a.Body, []byte("}\n")) == len(a.Body)-2 }
+
 // WantError checks a refusal whole: status, media type, goa-error, the six members, and booleans that are true to the
 // class. It returns the body for a look at the message.
 func (a Answer) WantError(t testing.TB, status int, name string) ErrorAnswer {
@@ -74,8 +77,8 @@ func (a Answer) WantError(t testing.TB, status int, name string) ErrorAnswer {
 	var e ErrorAnswer
 	a.Decode(t, &e)
 	var members map[string]any
-	if err := json.Unmarshal(a.Body, &members); err != nil || len(members) != 6 {
-		t.Fatalf("error body %s, want six members", a.Body)
+	if err := json.Unmarshal(a.Body, &members); err != nil || len(members) != 6 || !a.EndsInNewline() {
+		t.Fatalf("error body %q, want six members and a newline", a.Body)
 	}
 	want := ErrorAnswer{
 		Fault:     status == 500,
