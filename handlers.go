@@ -51,6 +51,10 @@ type api struct {
 	inFlight   *fairshare.Places // requests in work, their bodies read
 	reading    *fairshare.Places // larger bodies that are being read
 
+	// Of -dev alone, else nil.
+	issue func(client string) (token string, lifetime time.Duration, err error)
+	made  func(secret string) // is told of each session
+
 	created  atomic.Uint64 // sessions
 	draining atomic.Bool   // shutting down: not ready
 	cutOff   atomic.Bool   // shutting down: what still waits has no more time
@@ -110,9 +114,16 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), session.ExpiresAt, 10)
 	answer = appendText(answer, `,"id":`, session.ID)
 	answer = appendText(answer, `,"session_id":`, secret)
-	answer = append(answer, "}\n"...)
+	if a.made != nil {
+		a.made(secret)
+	}
+	return writeJSON(w, answer)
+}
+
+// writeJSON answers with an object that lacks its last brace. The newline is for people's terminals.
+func writeJSON(w http.ResponseWriter, object []byte) error {
 	w.Header()["Content-Type"] = []string{"application/json"}
-	_, _ = w.Write(answer) // a caller that has gone: nobody holds the id
+	_, _ = w.Write(append(object, "}\n"...)) // a caller that has gone: nobody holds the id
 	return nil
 }
 

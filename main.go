@@ -113,12 +113,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
-	return serve(ctx, cfg, stderr, func(net.Addr) error { return nil })
+	return serve(ctx, cfg, stderr, func(*server, net.Addr) error { return nil })
 }
 
 // serve runs the service until ctx ends, and then until the requests in flight have their answers. listening is called
-// once the address is open.
-func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net.Addr) error) error {
+// once the address is open, and may add to the server before it serves.
+func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(*server, net.Addr) error) error {
 	lines := linelog.New(stderr)
 	defer lines.Flush(time.Second)
 	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.logLevel}))
@@ -128,11 +128,11 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(net
 		return fmt.Errorf("listening: %w", err)
 	}
 	defer tcp.Close()
-	if err := listening(tcp.Addr()); err != nil {
-		return err
-	}
 	callers := listener.New(tcp, maxConnections)
 	s := newServer(cfg, log)
+	if err := listening(s, tcp.Addr()); err != nil {
+		return err
+	}
 	srv := newHTTPServer(s.routes(), cfg.storeTimeout, log)
 	if cfg.metricsAddr != "" {
 		metricsListener, err := net.Listen("tcp", cfg.metricsAddr)

@@ -163,13 +163,13 @@ func (d *description) check(sent io.Reader, a testkit.Answer) error {
 	return nil
 }
 
-// wantDescribed checks an answer against openapi.yaml. Any path's errors are described there; the operator's paths and
-// net/http itself also answer in plain text, which is not. target is "" where it is not known.
+// wantDescribed checks an answer against openapi.yaml. Any path's errors are described there; what the operator's and
+// -dev's paths and net/http itself answer is not. target is "" where it is not known.
 func wantDescribed(t testing.TB, target string, sent io.Reader, a testkit.Answer) {
 	t.Helper()
 	path, _, _ := strings.Cut(strings.TrimPrefix(target, "/v1"), "?")
 	switch a.Header.Get("Content-Type") {
-	case "text/plain; charset=utf-8", "text/plain", "application/yaml", "":
+	case "text/plain; charset=utf-8", "text/plain", "application/yaml", "application/json", "":
 		if path != sessionPath {
 			return
 		}

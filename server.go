@@ -44,6 +44,12 @@ func (s *server) routes() http.Handler {
 		r.Get(path, s.handle(path, f))
 		r.Head(path, s.handle(path, f))
 	}
+	if s.issue != nil {
+		for path, f := range map[string]handler{"/token": s.mintToken, "/end-users": s.createEndUser} {
+			r.Post(path, s.handle(path, f))
+			r.Post("/v1"+path, s.handle("/v1"+path, f))
+		}
+	}
 	none := s.handle("", s.noRoute)
 	r.NotFound(none)
 	r.MethodNotAllowed(none)

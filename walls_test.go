@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 }
 
 // The files of the root that know HTTP.
-var mayServe = []string{"errors.go", "handlers.go", "server.go"}
+var mayServe = []string{"errors.go", "handlers.go", "platform.go", "server.go"}
 
 const (
 	maxColumns = 120 // of a line, a tab being one

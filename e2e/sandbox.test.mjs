@@ -21,7 +21,7 @@ const folder = mkdtempSync(join(tmpdir(), 'authsession-e2e-'))
 const limit = 15_000 // ms, for what takes a fraction of it
 
 let service, browser, partner // processes, and the partner's site
-let api, token, redis, sandbox // what -dev prints
+let api, token, redis, sandbox, command // what -dev prints
 let site // the partner's origin; another site than the sandbox's to a browser
 
 before(async () => {
@@ -33,7 +33,7 @@ before(async () => {
     service.on('exit', code => reject(new Error(`authsession -dev exits with ${code}: ${printed}`)))
     service.stdout.on('data', data => {
       printed += data
-      if (printed.includes('cancel_uri')) resolve()
+      if (printed.includes("}'\n\n")) resolve()
     })
   })
   const find = pattern => printed.match(pattern)[1]
@@ -41,6 +41,7 @@ before(async () => {
   redis = find(/Redis: (\S+)/)
   sandbox = find(/a sandbox, (http:\S+)\//)
   token = find(/Bearer ([^']+)/)
+  command = find(/(curl [^]*)/)
   const end = Date.now() + limit
   while (!(await fetch(api + '/readyz')).ok) assert(Date.now() < end, 'the service does not get ready')
 
@@ -68,16 +69,19 @@ function answerForPartner(request, response) {
     return
   }
   response.setHeader('Content-Type', 'text/html')
+  if (request.url.startsWith('/embed-no-referrer')) response.setHeader('Referrer-Policy', 'no-referrer')
   response.end(request.url.startsWith('/embed') ? embed : '<!doctype html><title>Partner</title><h1>Back at the partner</h1>')
 }
 
-// embed does what the reference platform's browser SDK does with an authServer and a session_id.
+// embed does what the reference platform's browser SDK does with an authServer and a session_id; with popup it opens a
+// window instead.
 const embed = `<!doctype html><title>Partner</title><iframe title="Consent" width="500" height="700"></iframe><script>
-  const { authServer, id } = JSON.parse(decodeURIComponent(location.hash.slice(1)))
+  const { authServer, id, popup } = JSON.parse(decodeURIComponent(location.hash.slice(1)))
   const source = authServer + '?sess_id=' + encodeURIComponent(id)
   window.messages = []
   addEventListener('message', event => messages.push({ trusted: event.origin === new URL(source).origin, data: event.data }))
-  document.querySelector('iframe').src = source
+  if (popup) window.consent = open(source)
+  else document.querySelector('iframe').src = source
 </script>`
 
 // session makes a session as the partner's backend does.
@@ -91,14 +95,25 @@ async function session(members = {}) {
   return response.json()
 }
 
-// forget removes a session's record, as its expiry does.
-async function forget({ session_id }) {
+// tell sends Redis a command about a session's record, and returns the reply.
+async function tell({ session_id }, command, ...more) {
   const [host, port] = redis.split(':')
-  const key = 'auth_session:' + createHash('sha256').update(session_id).digest('hex')
-  const socket = connect(port, host, () => socket.end(`*2\r\n$3\r\nDEL\r\n$${key.length}\r\n${key}\r\n`))
+  const words = [command, 'auth_session:' + createHash('sha256').update(session_id).digest('hex'), ...more]
+  const socket = connect(port, host, () => socket.end(`*${words.length}\r\n` + words.map(word => `$${word.length}\r\n${word}\r\n`).join('')))
   let reply = ''
   for await (const data of socket) reply += data
-  assert.equal(reply, ':1\r\n')
+  return reply
+}
+
+// forget removes a session's record, as its expiry does.
+async function forget(session) {
+  assert.equal(await tell(session, 'DEL'), ':1\r\n')
+}
+
+// spoil makes Redis fail for a session: its key holds what neither GET nor GETDEL takes.
+async function spoil(session) {
+  await forget(session)
+  assert.equal(await tell(session, 'LPUSH', 'x'), ':1\r\n')
 }
 
 // tab opens a window of its own, and fails the test on a script's error or what the page's policy blocks.
@@ -222,7 +237,7 @@ test('expired when the form is sent', async t => {
 
 test('unknown', async t => {
   const page = await tab(t)
-  for (const path of ['/', '/?sess_id=', '/?sess_id=nobody']) {
+  for (const path of ['/?sess_id=', '/?sess_id=nobody']) {
     assert.equal((await page.goto(sandbox + path)).status(), 404)
     await gone(page).waitFor()
     assert.equal(await page.getByRole('button').count(), 0)
@@ -266,28 +281,38 @@ async function requested(page) {
   })
 }
 
-// framed opens the partner's page that embeds a session's consent page.
-async function framed(t, id) {
+// framed opens the partner's page that embeds a session's consent page, or opens it as a popup.
+async function framed(t, id, { at = site, popup = false } = {}) {
   const page = await tab(t)
-  await page.goto(site + '/embed#' + encodeURIComponent(JSON.stringify({ authServer: sandbox, id })))
+  const opened = popup && page.waitForEvent('popup')
+  await page.goto(at + '/embed#' + encodeURIComponent(JSON.stringify({ authServer: sandbox, id, popup })))
   const message = async () => {
     await page.waitForFunction(() => window.messages.length > 0)
     return page.evaluate(() => window.messages)
   }
-  return { page, frame: page.frameLocator('iframe'), message }
+  return { page, frame: popup ? await opened : page.frameLocator('iframe'), message }
 }
 
+// Whoever frames the page gets the message, whatever the session's URIs are: a page of the sandbox's own site, and one
+// of another site, where browsers keep cookies apart; whether or not it lets itself be named as a referrer.
 test('framed: approve', async t => {
-  for (const members of [{}, { redirect_uri: site + '/success?x=%41' }]) {
+  for (const [at, members] of [
+    [site, {}],
+    [site, { redirect_uri: site + '/success?x=%41' }],
+    [site, { redirect_uri: 'https://acme.invalid/success?x=%41', cancel_uri: 'https://acme.invalid/' }],
+    [site.replace('localhost', '127.0.0.1'), { redirect_uri: 'com.example.app:/done?x' }],
+    [site + '/embed-no-referrer', { redirect_uri: site + '/success?x=%41' }],
+  ]) {
     const made = await session(members)
-    const { page, frame, message } = await framed(t, made.session_id)
+    const { page, frame, message } = await framed(t, made.session_id, { at })
     await approve(frame).click()
     const [{ trusted, data }, ...more] = await message()
-    const redirectURL = members.redirect_uri ? members.redirect_uri + '&consent_id=' + data.consentID : ''
-    assert.deepEqual([trusted, data, more], [true, { isCompleted: true, consentID: data.consentID, redirectURL }, []])
+    const redirectURL = members.redirect_uri && { redirectURL: members.redirect_uri + '&consent_id=' + data.consentID }
+    assert.deepEqual([trusted, data, more], [true, { isCompleted: true, consentID: data.consentID, ...redirectURL }, []])
     assert.match(data.consentID, /^[A-Z2-7]{26}$/)
     await frame.getByRole('heading', { name: 'Approved' }).waitFor() // the frame stays
-    assert.equal(page.url().split('#')[0], site + '/embed')
+    assert.equal(page.url().split('#')[0], at + '/embed')
+    assert.equal(await frame.locator('script').getAttribute('data-host'), new URL(at).origin) // by name, not *
   }
 })
 
@@ -295,9 +320,9 @@ test('framed: cancel', async t => {
   const made = await session({ redirect_uri: 'https://acme.invalid/', cancel_uri: site + '/cancel' })
   const { frame, message } = await framed(t, made.session_id)
   await cancel(frame).click()
-  const [{ trusted, data: { errorID, errorDescription, errorURI, ...rest } }] = await message()
-  assert.deepEqual([trusted, rest], [true, { isCompleted: false, error: failure.error, errorType: failure.error_type }])
-  assert(errorID && errorDescription && URL.canParse(errorURI))
+  const [{ trusted, data: { errorDescription, errorURI, ...rest } }] = await message()
+  assert.deepEqual([trusted, rest], [true, { isCompleted: false, error: failure.error, errorType: failure.error_type, errorID: made.id }])
+  assert(errorDescription && URL.canParse(errorURI))
 })
 
 test('framed: no such session', async t => {
@@ -308,15 +333,93 @@ test('framed: no such session', async t => {
   await gone(frame).waitFor()
 })
 
-test('framed by another than the redirect_uri names', async t => {
-  const made = await session({ redirect_uri: 'https://acme.invalid/success' })
-  const { page, frame, message } = await framed(t, made.session_id)
+test('framed: used when the form is sent', async t => {
+  const made = await session()
+  const { frame, message } = await framed(t, made.session_id)
+  await approve(frame).waitFor()
+  await forget(made)
   await approve(frame).click()
-  const outcome = frame.getByRole('heading', { name: 'Approved' })
-  await outcome.waitFor()
-  // Messages keep their order: had one been sent, it would be there before this.
-  await outcome.evaluate(() => window.parent.postMessage('later', '*'))
-  assert.deepEqual(await message(), [{ trusted: true, data: 'later' }])
+  const [{ trusted, data }] = await message()
+  assert.deepEqual([trusted, data.errorType], [true, 'LINK_INVALID_SESSION'])
+})
+
+test('framed: Redis fails, on load and at the click', async t => {
+  for (const click of [false, true]) {
+    const made = await session({ redirect_uri: site + '/never' })
+    if (!click) await spoil(made)
+    const { frame, message } = await framed(t, made.session_id)
+    if (click) {
+      await approve(frame).waitFor()
+      await spoil(made)
+      await approve(frame).click()
+    }
+    const [{ trusted, data: { errorID, errorDescription, errorURI, ...rest } }, ...more] = await message()
+    assert.deepEqual([trusted, rest, more], [true, { isCompleted: false, error: 'server_error', errorType: 'LINK_INTERNAL_ERROR' }, []])
+    assert(errorID && errorDescription && URL.canParse(errorURI))
+    await frame.getByText(click ? 'Start again where you came from.' : 'Try again in a moment.').waitFor()
+  }
+})
+
+test('popup', async t => {
+  for (const members of [{}, { redirect_uri: site + '/popup?x=1' }]) {
+    const made = await session(members)
+    const { page, frame, message } = await framed(t, made.session_id, { popup: true })
+    await approve(frame).click()
+    const [{ trusted, data }, ...more] = await message()
+    assert.deepEqual([trusted, data.isCompleted, more], [true, true, []])
+    // An opener that wants the message closes the popup; for one that waits for a redirect it goes on.
+    if (members.redirect_uri) await frame.waitForURL(data.redirectURL)
+    else await frame.getByRole('heading', { name: 'Approved' }).waitFor()
+    assert.equal(page.url().split('#')[0], site + '/embed')
+  }
+})
+
+// As the sandbox's own list: a link in a new tab has no opener to tell.
+test('front page: create, open, approve, and back', async t => {
+  const page = await tab(t)
+  await page.goto(sandbox)
+  await page.getByRole('button', { name: 'Create a session' }).click()
+  await page.getByText('"auth_url"').waitFor()
+  const first = page.getByRole('listitem').filter({ hasText: 'waits for its end user' }).first()
+  const id = await first.locator('span').nth(1).textContent()
+  assert.match(id, /^[0-9a-z]{26}$/)
+  assert.match(await first.textContent(), /dev for eu_\w+(30 min 0|29 min 5\d) s left$/)
+  const [consent] = await Promise.all([page.waitForEvent('popup'), page.getByRole('link', { name: 'Open the consent page' }).click()])
+  await approve(consent).waitFor()
+  const mine = page.getByRole('listitem').filter({ hasText: id })
+  await mine.getByText('its page is open').waitFor() // without reloading
+  await approve(consent).click()
+  await consent.getByRole('heading', { name: 'Back at the app: consent given' }).waitFor()
+  assert.match(consent.url(), new RegExp('^' + sandbox + '/callback[?]consent_id=[A-Z2-7]{26}$'))
+  await consent.getByRole('term').getByText('consent_id').waitFor()
+  await mine.getByText('approved').waitFor()
+  await consent.getByRole('link', { name: 'To the front page' }).click()
+  await consent.getByRole('heading', { name: 'Try an auth session' }).waitFor()
+})
+
+test('front page: cancelled, by the printed command', async t => {
+  const page = await tab(t)
+  const { auth_url, id } = JSON.parse(execFileSync('bash', ['-c', command], { encoding: 'utf8' }))
+  await page.goto(auth_url)
+  await cancel(page).click()
+  await page.getByRole('heading', { name: 'Back at the app: no consent' }).waitFor()
+  assert.deepEqual(await page.getByRole('term').allTextContents(), ['error', 'error_type', 'error_id', 'error_description', 'error_uri'])
+  await page.getByText(id).waitFor()
+})
+
+test('a session of days, hours, minutes', async t => {
+  const page = await tab(t)
+  const made = await session()
+  let seconds
+  await page.route(made.auth_url, async route => { // the script counts down from what the page says
+    const response = await route.fetch()
+    await route.fulfill({ response, body: (await response.text()).replace(/data-seconds="\d+"/, `data-seconds="${seconds}"`) })
+  })
+  for (const [left, want] of [[4 * 86400 + 23 * 3600 + 59, '4 days 23 h'], [86400 + 59, '1 day 0 h'], [3 * 3600 + 61, '3 h 1 min'], [61, '1 min 0 s']]) {
+    seconds = left
+    await page.goto(made.auth_url)
+    await page.getByRole('timer').getByText(want, { exact: true }).waitFor()
+  }
 })
 
 test('looks', async t => {
@@ -338,6 +441,17 @@ test('looks', async t => {
     await approve(page).click()
     await page.getByRole('heading', { name: 'Approved' }).waitFor()
     await check(page, name)
+
+    await page.goto(sandbox)
+    await page.getByRole('button', { name: 'Create a session' }).click()
+    await page.getByText('waits for its end user').first().waitFor()
+    await page.screenshot({ path: join(name === 'long' ? folder : shots, `front-${name}.png`) })
+    await check(page, 'front-' + name)
+    await page.goto(await page.getByRole('link', { name: 'Open the consent page' }).getAttribute('href'))
+    await approve(page).click()
+    await page.getByRole('heading', { name: 'Back at the app: consent given' }).waitFor()
+    await page.screenshot({ path: join(name === 'long' ? folder : shots, `callback-${name}.png`) })
+    await check(page, 'callback-' + name)
   }
 })
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
 	"os"
@@ -27,10 +28,12 @@ func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
 
 // testPage is a consent page, and the Redis where its records are.
 type testPage struct {
-	url    string
-	redis  *redis.Client
-	prefix string // of the records' keys
-	log    testkit.Log
+	sandbox *Sandbox
+	url     string
+	redis   *redis.Client
+	prefix  string // of the records' keys
+	log     testkit.Log
+	client  *http.Client // a browser, which keeps cookies and follows no redirect
 }
 
 func newTestPage(t *testing.T, redisAddr string) *testPage {
@@ -38,10 +41,39 @@ func newTestPage(t *testing.T, redisAddr string) *testPage {
 	p := &testPage{redis: redis.NewClient(&redis.Options{Addr: redisAddr}), prefix: redistest.Prefix(t)}
 	t.Cleanup(func() { _ = p.redis.Close() })
 	log := slog.New(slog.NewJSONHandler(&p.log, nil))
-	server := httptest.NewServer(New(p.redis, p.prefix, 2*time.Second, log).Handler())
+	p.sandbox = New(p.redis, p.prefix, 2*time.Second, log)
+	server := httptest.NewUnstartedServer(nil)
+	p.url = "http://" + server.Listener.Addr().String()
+	server.Config.Handler = p.sandbox.Handler(p.url+"/", p.api(t), "a-token-that-is-long")
+	server.Start()
 	t.Cleanup(server.Close)
-	p.url = server.URL
+	p.client = newBrowser(t)
 	return p
+}
+
+func newBrowser(t *testing.T) *http.Client {
+	t.Helper()
+	jar, err := cookiejar.New(nil)
+	testkit.Must(t, err)
+	return &http.Client{Jar: jar, Timeout: 10 * time.Second, CheckRedirect: testkit.Client.CheckRedirect}
+}
+
+// api is the service, as the front page calls it: it makes a session for whom it is asked.
+func (p *testPage) api(t *testing.T) string {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var members map[string]any
+		if err := json.NewDecoder(r.Body).Decode(&members); err != nil || r.URL.Path != "/auth/session" ||
+			r.Header.Get("Authorization") != "Bearer a-token-that-is-long" {
+			http.Error(w, "no such request", http.StatusBadRequest)
+			return
+		}
+		secret, id := p.session(t, members)
+		p.sandbox.Made(secret)
+		answer := map[string]any{"auth_url": p.url + "/?sess_id=" + secret, "id": id}
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 // session writes a session's record, by section 6 of the contract, and returns the secret that opens it and its public
@@ -82,21 +114,21 @@ func (p *testPage) sessions(t *testing.T) int {
 // get opens the page for a session.
 func (p *testPage) get(t *testing.T, secret string) testkit.Answer {
 	t.Helper()
-	response, err := testkit.Client.Get(p.url + "/?sess_id=" + url.QueryEscape(secret))
+	response, err := p.client.Get(p.url + "/?sess_id=" + url.QueryEscape(secret))
 	return readPage(t, response, err)
 }
 
 // post sends a form.
 func (p *testPage) post(t *testing.T, form url.Values) testkit.Answer {
 	t.Helper()
-	response, err := testkit.Client.PostForm(p.url, form)
+	response, err := p.client.PostForm(p.url, form)
 	return readPage(t, response, err)
 }
 
 // submit sends the page's form. more is added, or replaces what there is.
 func (p *testPage) submit(t *testing.T, secret string, more url.Values) testkit.Answer {
 	t.Helper()
-	form := url.Values{"sess_id": {secret}, "token": {p.formToken(t, secret)}, "action": {"approve"}, "framed": {""}}
+	form := url.Values{"sess_id": {secret}, "token": {p.formToken(t, secret)}, "action": {"approve"}, "host": {""}}
 	maps.Copy(form, more)
 	return p.post(t, form)
 }
@@ -120,7 +152,7 @@ func readPage(t *testing.T, response *http.Response, err error) testkit.Answer {
 	for name, want := range map[string]string{
 		"Cache-Control": "^no-store$",
 		"Content-Security-Policy": `^default-src 'none'; base-uri 'none'; ` +
-			`script-src 'nonce-\w{26}'; style-src 'nonce-\w{26}'$`,
+			`script-src 'nonce-\w{26}'; style-src 'nonce-\w{26}'(; connect-src 'self')?$`,
 		"Content-Type":           "^text/html; charset=utf-8$",
 		"Referrer-Policy":        "^no-referrer$",
 		"X-Content-Type-Options": "^nosniff$",
@@ -132,10 +164,10 @@ func readPage(t *testing.T, response *http.Response, err error) testkit.Answer {
 	return a
 }
 
-var messageData = regexp.MustCompile(`data-message="([^"]*)" data-target="([^"]*)"`)
+var messageData = regexp.MustCompile(`data-message="([^"]*)" data-host="([^"]*)" data-next="([^"]*)"`)
 
-// readMessage is what the page posts to the page that frames it, and to which origin.
-func readMessage(t *testing.T, a testkit.Answer) (message map[string]any, target string) {
+// readMessage is what the page posts to whom it was told of, and where it goes on to.
+func readMessage(t *testing.T, a testkit.Answer) (message map[string]any, host, next string) {
 	t.Helper()
 	match := messageData.FindStringSubmatch(string(a.Body))
 	if match == nil {
@@ -144,5 +176,5 @@ func readMessage(t *testing.T, a testkit.Answer) (message map[string]any, target
 	if match[1] != "" {
 		testkit.Must(t, json.Unmarshal([]byte(html.UnescapeString(match[1])), &message))
 	}
-	return message, html.UnescapeString(match[2])
+	return message, html.UnescapeString(match[2]), html.UnescapeString(match[3])
 }

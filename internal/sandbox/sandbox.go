@@ -18,11 +18,14 @@ import (
 	"html"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"authsession/internal/redirecturi"
@@ -31,15 +34,21 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-const maxForm = 64 << 10 // bytes
+const (
+	maxForm    = 64 << 10 // bytes
+	cookieName = "authsession-sandbox"
+)
 
-// Sandbox is the consent page.
+// Sandbox is the consent page, and around it a front page to begin at and a partner's page to come back to.
 type Sandbox struct {
 	redis   redis.Cmdable
 	prefix  string        // of the keys of records
 	timeout time.Duration // for what Redis does for one request
 	log     *slog.Logger
 	formKey []byte // signs forms; replicas of a real page share it
+
+	mu   sync.Mutex
+	last []flow // sessions, the newest first
 }
 
 // New returns a page over the Redis, and under the prefix, where the service writes its records.
@@ -47,14 +56,27 @@ func New(client redis.Cmdable, prefix string, timeout time.Duration, log *slog.L
 	return &Sandbox{redis: client, prefix: prefix, timeout: timeout, log: log, formKey: []byte(rand.Text())}
 }
 
-// Handler serves the page at /.
-func (b *Sandbox) Handler() http.Handler {
+// Handler serves the page at self, a URL up to and with the path /. The front page creates sessions at the service that
+// has the URL api, with token.
+func (b *Sandbox) Handler(self, api, token string) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { b.write(w, b.show(r)) })
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("sess_id") {
+			b.write(w, b.show(r))
+		} else {
+			b.write(w, front())
+		}
+	})
 	mux.HandleFunc("POST /{$}", func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 		b.write(w, b.decide(r))
 	})
+	mux.HandleFunc("GET /sessions", b.list)
+	create := func(w http.ResponseWriter, r *http.Request) { b.write(w, create(r.Context(), self, api, token)) }
+	mux.Handle("POST /sessions", http.NewCrossOriginProtection().Handler(http.HandlerFunc(create)))
+	for _, path := range []string{"/callback", "/callback/cancelled"} { // of Example
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) { b.write(w, callback(r)) })
+	}
 	return mux
 }
 
@@ -80,55 +102,92 @@ type view struct {
 	location string // of a redirect; "": the page
 	title    string
 	text     string
-	message  map[string]any // to the page that frames this one; nil: none
-	target   string         // the only origin that may read message
+	message  map[string]any // to the page that frames or opened this one; nil: none
+	host     string         // the only origin that may read message; "": the script finds out
+	next     string         // where a popup goes after its message; "": it stays
 
-	asked  *record // what there is to decide; nil: nothing
-	secret string  // that opened it
+	cookie *http.Cookie      // nil: none
+	parts  []string          // of pageHTML, besides what every page has
+	values map[string]string // that they show
 }
 
 // show is GET /?sess_id=…. It leaves the session as it is: people reload.
 func (b *Sandbox) show(r *http.Request) view {
 	secret := r.URL.Query().Get("sess_id")
-	s, err := b.load(r, b.redis.Get, secret)
+	s, err := b.load(r.Context(), b.redis.Get, secret)
 	if err != nil {
-		return b.failed(err, http.StatusNotFound)
+		return b.failed(err, http.StatusNotFound, "Try again in a moment.")
 	}
-	return view{status: http.StatusOK, title: "Share your data?", text: "An app asks to read your data.",
-		asked: s, secret: secret}
+	b.note(secret, func(f *flow) { f.outcome = "its page is open" })
+	v := view{status: http.StatusOK, title: "Share your data?", text: "An app asks to read your data.",
+		parts: []string{"question"}}
+	browser := rand.Text()
+	if given, err := r.Cookie(cookieName); err == nil {
+		browser = given.Value
+	} else {
+		v.cookie = &http.Cookie{Name: cookieName, Value: browser, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode}
+		if r.Header.Get("Sec-Fetch-Dest") == "iframe" { // where another site's page is around it, Lax is never sent
+			v.cookie.SameSite, v.cookie.Secure, v.cookie.Partitioned = http.SameSiteNoneMode, true, true
+		}
+	}
+	expires := time.Unix(s.ExpiresAt, 0)
+	left := max(time.Until(expires), time.Second)
+	layout := "15:04:05 UTC"
+	if left >= 24*time.Hour {
+		layout = "2 January, 15:04 UTC"
+	}
+	v.values = map[string]string{
+		"client": s.ClientID, "user": s.EndUserID,
+		"institution": cmp.Or(s.InstitutionID, "any: a real page would let you choose"),
+		"permissions": cmp.Or(strings.Join(s.Permissions, ", "), "all that the app may ask for"),
+		"arrangement": cmp.Or(s.ArrangementID, "none: this is a new consent"),
+		"seconds":     strconv.Itoa(int(left / time.Second)), "left": remaining(left),
+		"expires": expires.UTC().Format(layout),
+		"secret":  secret, "token": b.formToken(secret, browser),
+	}
+	return v
 }
 
 // decide is the form's POST. GETDEL makes it happen once: of two tabs one gets the record. Where Redis's reply is lost
 // on the way, neither does.
 func (b *Sandbox) decide(r *http.Request) view {
 	secret, action := r.PostFormValue("sess_id"), r.PostFormValue("action")
+	ours := func(c *http.Cookie) bool {
+		return hmac.Equal([]byte(r.PostFormValue("token")), []byte(b.formToken(secret, c.Value)))
+	}
 	switch {
-	case !hmac.Equal([]byte(r.PostFormValue("token")), []byte(b.formToken(secret))):
+	case !slices.ContainsFunc(r.CookiesNamed(cookieName), ours):
 		return view{status: http.StatusForbidden, title: "Nothing was decided",
-			text: "This form is not from this page, or from before its restart. Open the link again."}
+			text: "This form is not from this page in this browser, or the browser keeps no cookies. Open the link again."}
 	case action != "approve" && action != "cancel":
 		return view{status: http.StatusBadRequest, title: "Nothing was decided",
 			text: "The form names neither Approve nor Cancel. Open the link again."}
 	}
-	s, err := b.load(r, b.redis.GetDel, secret)
-	if err != nil {
-		return b.failed(err, http.StatusGone) // it was there when the form was made
+	host := r.PostFormValue("host")
+	s, err := b.load(r.Context(), b.redis.GetDel, secret)
+	if err != nil { // the session was there when the form was made, and may be used up
+		v := b.failed(err, http.StatusGone, "Start again where you came from.")
+		v.host = host
+		return v
 	}
 	b.log.Info("sandbox decision", "action", action, "session", s.ID)
-	var v view
+	v := view{status: http.StatusSeeOther, host: host}
 	if action == "approve" {
-		id := rand.Text()
-		v = view{title: "Approved", text: "The consent is " + id + ".", target: origin(s.RedirectURI, s.CancelURI)}
-		v.location = addQuery(s.RedirectURI, "consent_id="+id)
-		v.message = map[string]any{"isCompleted": true, "consentID": id, "redirectURL": v.location}
+		id := cmp.Or(s.ArrangementID, rand.Text()) // what is renewed stays what it is
+		v.title, v.text = "Approved", "The consent is "+id+"."
+		v.location = addQuery(s.RedirectURI, "consent_id="+url.QueryEscape(id))
+		v.message = map[string]any{"isCompleted": true, "consentID": id}
+		if v.location != "" {
+			v.message["redirectURL"] = v.location
+		}
 	} else {
-		query, message := failure("access_denied", "CONSENT_ENDUSER_DENIED", "The end user cancelled.")
-		v = view{title: "Cancelled", text: "Nothing is shared.", message: message, target: origin(s.CancelURI, s.RedirectURI)}
+		query, message := failure(s.ID, "access_denied", "CONSENT_ENDUSER_DENIED", "The end user cancelled.")
+		v.title, v.text, v.message = "Cancelled", "Nothing is shared.", message
 		v.location = addQuery(s.CancelURI, query)
 	}
-	v.status = http.StatusSeeOther
-	if v.location == "" || r.PostFormValue("framed") != "" { // the page tells, or its message does
-		v.status, v.location = http.StatusOK, ""
+	b.note(secret, func(f *flow) { f.outcome, f.ended = strings.ToLower(v.title), true })
+	if v.location == "" || host != "" { // the page tells, or its message does
+		v.status, v.location, v.next = http.StatusOK, "", v.location
 	}
 	return v
 }
@@ -136,9 +195,9 @@ func (b *Sandbox) decide(r *http.Request) view {
 // load reads the record that secret opens, by GET or GETDEL. A browser that goes away does not stop it: its end user
 // has decided.
 func (b *Sandbox) load(
-	r *http.Request, command func(context.Context, string) *redis.StringCmd, secret string,
+	ctx context.Context, command func(context.Context, string) *redis.StringCmd, secret string,
 ) (*record, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), b.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.timeout)
 	defer cancel()
 	hash := sha256.Sum256([]byte(secret))
 	value, err := command(ctx, b.prefix+hex.EncodeToString(hash[:])).Bytes()
@@ -159,31 +218,36 @@ func (b *Sandbox) load(
 	return s, nil
 }
 
-// failed is the page for a session that can't be had; absent is the status of one that is not there.
-func (b *Sandbox) failed(err error, absent int) view {
+// failed is the page for a session that can't be had. absent is the status of one that is not there; advice is for one
+// that can't be read.
+func (b *Sandbox) failed(err error, absent int, advice string) view {
+	id := rand.Text()
 	if !errors.Is(err, redis.Nil) {
-		b.log.Error("sandbox has no session", "cause", err.Error())
+		b.log.Error("sandbox can't read a session", "error_id", id, "cause", err.Error())
+		_, message := failure(id, "server_error", "LINK_INTERNAL_ERROR", "The session can't be read.")
 		return view{status: http.StatusServiceUnavailable, title: "Not now",
-			text: "The session can't be read. Try again in a moment."}
+			text: "The session can't be read. " + advice, message: message}
 	}
-	_, message := failure("invalid_request", "LINK_INVALID_SESSION", "The session has expired, was used, or never was.")
-	return view{status: absent, title: "This link does not work",
-		text:    "Its session has expired, was used, or never was. Start again where you came from.",
-		message: message, target: "*"} // nobody knows any more whose it was
+	b.log.Info("sandbox has no session", "error_id", id)
+	_, message := failure(id, "invalid_request", "LINK_INVALID_SESSION",
+		"The session has expired, was used, or never was.")
+	return view{status: absent, title: "This link does not work", message: message,
+		text: "Its session has expired, was used, or never was. Start again where you came from."}
 }
 
-// formToken shows that a form comes from a page that show made for this very session. The Origin header can't: with
+// formToken shows that a form comes from a page that show made for this very session and for this browser, which its
+// cookie names: one that somebody else has had made is worth nothing here. The Origin header can't show it: with
 // no-referrer browsers send "null" there.
-func (b *Sandbox) formToken(secret string) string {
+func (b *Sandbox) formToken(secret, browser string) string {
 	mac := hmac.New(sha256.New, b.formKey)
-	mac.Write([]byte(secret))
+	mac.Write([]byte(secret + " " + browser))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // failure says why there is no consent: in OAuth's names for a URI's query, and in those of the reference platform's
-// browser SDK for a message.
-func failure(code, kind, description string) (query string, message map[string]any) {
-	id, uri := rand.Text(), "https://www.rfc-editor.org/rfc/rfc6749#section-4.1.2.1"
+// browser SDK for a message. id is in the log.
+func failure(id, code, kind, description string) (query string, message map[string]any) {
+	const uri = "https://www.rfc-editor.org/rfc/rfc6749#section-4.1.2.1"
 	values := url.Values{
 		"error": {code}, "error_type": {kind}, "error_id": {id}, "error_description": {description}, "error_uri": {uri},
 	}
@@ -204,18 +268,8 @@ func addQuery(uri, query string) string {
 	return uri + "?" + query
 }
 
-// origin is that of the first URI given; "*", any, where none is or an app's has none.
-func origin(uris ...string) string {
-	u, err := url.Parse(cmp.Or(uris...))
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
-		return "*"
-	}
-	return u.Scheme + "://" + u.Host
-}
-
-// pageHTML has $names, which os.Expand fills in, and a part between two marks that stays only while there is something
-// to decide. html/template would add 8 MB, a half, to the binary: with it the linker can't drop methods that nobody
-// calls.
+// pageHTML has $names, which os.Expand fills in, and parts between marks, which only some pages have. html/template
+// would add 8 MB, a half, to the binary: with it the linker can't drop methods that nobody calls.
 //
 //go:embed sandbox.html
 var pageHTML string
@@ -228,16 +282,23 @@ func (b *Sandbox) write(w http.ResponseWriter, v view) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	// There is no form-action. Chromium applies it to every redirect that follows the POST, and where the partner's
 	// URI leads on to is not ours to know.
-	h.Set("Content-Security-Policy",
-		"default-src 'none'; base-uri 'none'; script-src 'nonce-"+nonce+"'; style-src 'nonce-"+nonce+"'")
+	policy := "default-src 'none'; base-uri 'none'; script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce + "'"
+	if slices.Contains(v.parts, "sessions") {
+		policy += "; connect-src 'self'"
+	}
+	h.Set("Content-Security-Policy", policy)
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Content-Type-Options", "nosniff")
+	if v.cookie != nil {
+		http.SetCookie(w, v.cookie)
+	}
 	if v.location != "" {
 		h.Set("Location", v.location)
 		w.WriteHeader(v.status)
 		return
 	}
-	values := map[string]string{"nonce": nonce, "title": v.title, "text": v.text, "target": v.target}
+	values := map[string]string{"nonce": nonce, "title": v.title, "text": v.text, "host": v.host, "next": v.next}
+	maps.Copy(values, v.values)
 	if v.message != nil {
 		message, err := json.Marshal(v.message)
 		if err != nil {
@@ -245,22 +306,14 @@ func (b *Sandbox) write(w http.ResponseWriter, v view) {
 		}
 		values["message"] = string(message)
 	}
-	head, rest, _ := strings.Cut(pageHTML, "<!-- question -->")
-	question, tail, _ := strings.Cut(rest, "<!-- /question -->")
-	page := head + tail
-	if s := v.asked; s != nil {
-		page = head + question + tail
-		expires := time.Unix(s.ExpiresAt, 0)
-		left := max(int(time.Until(expires)/time.Second), 1)
-		values["client"], values["user"] = s.ClientID, s.EndUserID
-		values["institution"] = cmp.Or(s.InstitutionID, "any: a real page would let you choose")
-		values["permissions"] = cmp.Or(strings.Join(s.Permissions, ", "), "all that the app may ask for")
-		values["arrangement"] = cmp.Or(s.ArrangementID, "none: this is a new consent")
-		values["seconds"], values["left"] = strconv.Itoa(left), fmt.Sprintf("%d min %d s", left/60, left%60)
-		values["expires"] = expires.UTC().Format("15:04:05 UTC")
-		values["secret"], values["token"] = v.secret, b.formToken(v.secret)
+	page, rest, _ := strings.Cut(pageHTML, "<!-- parts -->")
+	rest, tail, _ := strings.Cut(rest, "<!-- /parts -->")
+	for _, name := range v.parts {
+		_, part, _ := strings.Cut(rest, "<!-- "+name+" -->")
+		part, _, _ = strings.Cut(part, "<!-- / -->")
+		page += part
 	}
 	w.WriteHeader(v.status)
 	escaped := func(name string) string { return html.EscapeString(values[name]) }
-	_, _ = io.WriteString(w, os.Expand(page, escaped))
+	_, _ = io.WriteString(w, os.Expand(page+tail, escaped))
 }

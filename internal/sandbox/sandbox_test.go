@@ -1,6 +1,9 @@
 package sandbox
 
 import (
+	"maps"
+	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"regexp"
@@ -47,7 +50,7 @@ func TestShow(t *testing.T) {
 			t.Errorf("nonce %s is not that of %s", nonce, policy)
 		}
 		nonces = append(nonces, nonce)
-		if message, _ := readMessage(t, a); message != nil {
+		if message, _, _ := readMessage(t, a); message != nil {
 			t.Errorf("an open page posts %v", message)
 		}
 	}
@@ -67,8 +70,9 @@ func TestTemplate(t *testing.T) {
 	var names []string
 	os.Expand(pageHTML, func(name string) string { names = append(names, name); return "" })
 	slices.Sort(names)
-	want := []string{"arrangement", "client", "expires", "institution", "left", "message", "nonce", "permissions",
-		"seconds", "secret", "target", "text", "title", "token", "user"}
+	want := []string{"answer", "arrangement", "auth", "client", "consent_id", "error", "error_description", "error_id",
+		"error_type", "error_uri", "expires", "host", "institution", "left", "message", "next", "nonce", "own",
+		"permissions", "request", "seconds", "secret", "text", "title", "token", "user"}
 	if got := slices.Compact(names); !slices.Equal(got, want) {
 		t.Errorf("sandbox.html has the variables %q, want %q", got, want)
 	}
@@ -77,22 +81,21 @@ func TestTemplate(t *testing.T) {
 func TestDecide(t *testing.T) {
 	const success, cancel = "https://acme.com:8443/s?x=%41&x=+", "http://localhost:3000/c?"
 	for _, test := range []struct {
-		name, redirect, cancel, action, framed string
-		location                               string // up to our own parameters; "": a page
-		target                                 string // of the message, where there is a page
+		name, redirect, cancel, action, host string
+		location                             string // up to our own parameters; "": a page
 	}{
-		{"approve", success, cancel, "approve", "", "https://acme.com:8443/s?x=%41&x=+&", ""},
-		{"cancel", success, cancel, "cancel", "", "http://localhost:3000/c?", ""},
-		{"an app", "com.example.app:/done", "", "approve", "", "com.example.app:/done?", ""},
-		{"an app with a query", "com.example.app://done/?q&", "", "approve", "", "com.example.app://done/?q&", ""},
-		{"approve without a URI", "", "", "approve", "", "", "*"},
-		{"cancel without a URI", "", "", "cancel", "", "", "*"},
-		{"approve with the other URI", "", cancel, "approve", "", "", "http://localhost:3000"},
-		{"cancel with the other URI", success, "", "cancel", "", "", "https://acme.com:8443"},
-		{"approve framed", success, cancel, "approve", "1", "", "https://acme.com:8443"},
-		{"cancel framed", success, cancel, "cancel", "1", "", "http://localhost:3000"},
-		{"IPv6 framed", "http://[::1]:80/", "", "approve", "1", "", "http://[::1]:80"},
-		{"an app framed", "com.example.app://h/", "", "approve", "1", "", "*"},
+		{"approve", success, cancel, "approve", "", "https://acme.com:8443/s?x=%41&x=+&"},
+		{"cancel", success, cancel, "cancel", "", "http://localhost:3000/c?"},
+		{"an app", "com.example.app:/done", "", "approve", "", "com.example.app:/done?"},
+		{"an app with a query", "com.example.app://done/?q&", "", "approve", "", "com.example.app://done/?q&"},
+		{"approve without a URI", "", "", "approve", "", ""},
+		{"cancel without a URI", "", "", "cancel", "", ""},
+		{"approve without its URI", "", cancel, "approve", "", ""},
+		{"cancel without its URI", success, "", "cancel", "", ""},
+		{"approve framed", success, cancel, "approve", "http://localhost:5000", ""},
+		{"cancel framed", success, cancel, "cancel", "https://partner.example", ""},
+		{"approve framed by nobody knows", success, cancel, "approve", "*", ""},
+		{"approve framed without a URI", "", "", "approve", "*", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := newTestPage(t, redistest.Addr(t))
@@ -103,62 +106,116 @@ func TestDecide(t *testing.T) {
 			if test.cancel != "" {
 				members["cancel_uri"] = test.cancel
 			}
-			secret, _ := p.session(t, members)
-			a := p.submit(t, secret, url.Values{"action": {test.action}, "framed": {test.framed}})
+			secret, id := p.session(t, members)
+			a := p.submit(t, secret, url.Values{"action": {test.action}, "host": {test.host}})
 			if n := p.sessions(t); n != 0 {
 				t.Errorf("%d sessions are there after the decision", n)
 			}
 			location := a.Header.Get("Location")
-			got := map[string]string{}
 			if test.location != "" {
 				own, found := strings.CutPrefix(location, test.location)
 				if a.Status != 303 || !found {
 					t.Fatalf("answer = %d with Location %q, want 303 to %s…", a.Status, location, test.location)
 				}
-				values, err := url.ParseQuery(own)
-				testkit.Must(t, err)
-				for name := range values {
-					got[name] = values.Get(name)
-				}
-				if test.action == "cancel" {
-					wantFailure(t, got, "error", "error_type", "error_id", "error_description", "error_uri")
-				} else if len(got) != 1 || len(got["consent_id"]) != 26 {
-					t.Errorf("parameters %v, want a consent_id", got)
-				}
+				wantQuery(t, own, test.action, id)
 				return
 			}
 			if a.Status != 200 || location != "" {
 				t.Fatalf("answer = %d with Location %q, want a page", a.Status, location)
 			}
-			message, target := readMessage(t, a)
-			if target != test.target {
-				t.Errorf("the message goes to %q, want %q", target, test.target)
+			message, host, next := readMessage(t, a)
+			if host != test.host {
+				t.Errorf("the message goes to %q, want %q", host, test.host)
 			}
-			if message["isCompleted"] != (test.action == "approve") {
-				t.Errorf("message %v after %s", message, test.action)
-			}
-			delete(message, "isCompleted")
-			for name, value := range message {
-				got[name] = value.(string)
+			// A popup goes on to where a redirect would.
+			uri := map[string]string{"approve": test.redirect, "cancel": test.cancel}[test.action]
+			if uri == "" && next != "" {
+				t.Errorf("the page goes on to %q, want nowhere", next)
+			} else if uri != "" {
+				own, found := strings.CutPrefix(next, uri)
+				if !found {
+					t.Fatalf("the page goes on to %q, want %s…", next, uri)
+				}
+				wantQuery(t, own[1:], test.action, id)
 			}
 			if test.action == "cancel" {
-				wantFailure(t, got, "error", "errorType", "errorID", "errorDescription", "errorURI")
+				wantFailure(t, message, "access_denied", "CONSENT_ENDUSER_DENIED", id)
 				return
 			}
-			want := addQuery(test.redirect, "consent_id="+got["consentID"])
-			if len(got) != 2 || len(got["consentID"]) != 26 || got["redirectURL"] != want {
-				t.Errorf("message %v, want a consentID and redirectURL %q", message, want)
+			want := map[string]any{"isCompleted": true, "consentID": message["consentID"]}
+			if next != "" {
+				want["redirectURL"] = next
+			}
+			if consent, _ := message["consentID"].(string); len(consent) != 26 || !maps.Equal(message, want) {
+				t.Errorf("message %v, want %v", message, want)
 			}
 		})
 	}
 }
 
-// wantFailure checks that got has these names and no more, and what a cancelled flow says.
-func wantFailure(t *testing.T, got map[string]string, code, kind, id, description, uri string) {
+// wantQuery checks what an outcome adds to a URI.
+func wantQuery(t *testing.T, query, action, id string) {
 	t.Helper()
-	if len(got) != 5 || got[code] != "access_denied" || got[kind] != "CONSENT_ENDUSER_DENIED" || len(got[id]) != 26 ||
-		got[description] == "" || !strings.HasPrefix(got[uri], "https://") {
-		t.Errorf("failure %v", got)
+	values, err := url.ParseQuery(query)
+	testkit.Must(t, err)
+	if action == "approve" {
+		if len(values) != 1 || len(values.Get("consent_id")) != 26 {
+			t.Errorf("parameters %v, want a consent_id", values)
+		}
+		return
+	}
+	if len(values) != 5 || values.Get("error") != "access_denied" || values.Get("error_id") != id ||
+		values.Get("error_type") != "CONSENT_ENDUSER_DENIED" || values.Get("error_description") == "" ||
+		!strings.HasPrefix(values.Get("error_uri"), "https://") {
+		t.Errorf("parameters %v, want a failure with the session's id %s", values, id)
+	}
+}
+
+// wantFailure checks a message that says why there is no consent; id is "" where there is no session to name.
+func wantFailure(t *testing.T, got map[string]any, code, kind, id string) {
+	t.Helper()
+	uri, _ := got["errorURI"].(string)
+	if len(got) != 6 || got["isCompleted"] != false || got["error"] != code || got["errorType"] != kind ||
+		got["errorID"] == "" || id != "" && got["errorID"] != id || got["errorDescription"] == "" ||
+		!strings.HasPrefix(uri, "https://") {
+		t.Errorf("message %v, want %s, %s and id %s", got, code, kind, id)
+	}
+}
+
+// A renewal is no new consent.
+func TestRenew(t *testing.T) {
+	p := newTestPage(t, redistest.Addr(t))
+	secret, _ := p.session(t, map[string]any{"redirect_uri": "https://acme.com/", "arrangement_id": "arr_1&<"})
+	a := p.submit(t, secret, nil)
+	if got := a.Header.Get("Location"); got != "https://acme.com/?consent_id=arr_1%26%3C" {
+		t.Errorf("a renewal goes to %q, want the arrangement's id as consent_id", got)
+	}
+}
+
+// The cookie that binds a form to a browser is kept from scripts, and from requests that other sites start. In a frame
+// such a cookie is never sent, so there it is one that other sites' frames have for themselves.
+func TestCookie(t *testing.T) {
+	p := newTestPage(t, redistest.Addr(t))
+	secret, _ := p.session(t, nil)
+	for dest, want := range map[string]string{
+		"":         "Path=/; HttpOnly; SameSite=Lax",
+		"document": "Path=/; HttpOnly; SameSite=Lax",
+		"iframe":   "Path=/; HttpOnly; Secure; SameSite=None; Partitioned",
+	} {
+		r, err := http.NewRequest("GET", p.url+"/?sess_id="+secret, nil)
+		testkit.Must(t, err)
+		r.Header.Set("Sec-Fetch-Dest", dest)
+		response, err := testkit.Client.Do(r)
+		a := readPage(t, response, err)
+		value, attributes, _ := strings.Cut(a.Header.Get("Set-Cookie"), "; ")
+		if attributes != want || !regexp.MustCompile(`^authsession-sandbox=\w{26}$`).MatchString(value) {
+			t.Errorf("Sec-Fetch-Dest %q: Set-Cookie is %q with %q, want %q", dest, value, attributes, want)
+		}
+		r.Header.Set("Cookie", value)
+		response, err = testkit.Client.Do(r)
+		if again := readPage(t, response, err).Header.Get("Set-Cookie"); again != "" {
+			t.Errorf("a browser that has its cookie gets %q", again)
+		}
 	}
 }
 
@@ -190,7 +247,7 @@ func TestDecideOnce(t *testing.T) {
 	for i := range cap(statuses) {
 		form := url.Values{"sess_id": {secret}, "token": {token}, "action": {[]string{"approve", "cancel"}[i%2]}}
 		tabs.Go(func() {
-			response, err := testkit.Client.PostForm(p.url, form)
+			response, err := p.client.PostForm(p.url, form)
 			if err != nil {
 				statuses <- 0
 				return
@@ -231,9 +288,16 @@ func TestDecideRefuses(t *testing.T) {
 		}
 	}
 	inQuery := "/?" + url.Values{"sess_id": {secret}, "token": {token}, "action": {"approve"}}.Encode()
-	response, err := testkit.Client.PostForm(p.url+inQuery, nil)
+	response, err := p.client.PostForm(p.url+inQuery, nil)
 	if a := readPage(t, response, err); a.Status != 403 {
 		t.Errorf("a form in the query: %d, want 403", a.Status)
+	}
+	p.client = newBrowser(t) // another's, who is made to send a form that was made for somebody else
+	for _, has := range []string{"no cookie", "another cookie"} {
+		if a := p.post(t, url.Values{"sess_id": {secret}, "action": {"approve"}, "token": {token}}); a.Status != 403 {
+			t.Errorf("a browser that has %s: %d, want 403", has, a.Status)
+		}
+		p.get(t, secret)
 	}
 	for _, action := range []string{"", "Approve", "delete"} {
 		if a := p.submit(t, secret, url.Values{"action": {action}}); a.Status != 400 {
@@ -248,7 +312,7 @@ func TestDecideRefuses(t *testing.T) {
 func TestHandlerPaths(t *testing.T) {
 	p := newTestPage(t, redistest.Addr(t))
 	secret, _ := p.session(t, nil)
-	for _, path := range []string{"/x?sess_id=" + secret, "/auth/session"} {
+	for _, path := range []string{"/x?sess_id=" + secret, "/auth/session", "/callback/", "/sessions/x"} {
 		response, err := testkit.Client.Get(p.url + path)
 		if a := testkit.ReadAnswer(t, response, err); a.Status != 404 {
 			t.Errorf("GET %s = %d, want 404", path, a.Status)
@@ -269,7 +333,7 @@ func TestNoSession(t *testing.T) {
 	bodies := map[string]bool{}
 	for _, secret := range []string{expired, used, "", "nobody", strings.Repeat("x", 8<<10), "\x00é"} {
 		a := p.get(t, secret)
-		wantNoSession(t, a, 404)
+		wantNoSession(t, p, a, 404)
 		_, text, _ := strings.Cut(string(a.Body), "<main>")
 		text, _, _ = strings.Cut(text, "</main>")
 		bodies[text] = true
@@ -277,7 +341,7 @@ func TestNoSession(t *testing.T) {
 	if len(bodies) != 1 {
 		t.Errorf("absent sessions have different pages: %v", bodies)
 	}
-	wantNoSession(t, p.submit(t, expired, url.Values{"token": {token}}), 410)
+	wantNoSession(t, p, p.submit(t, expired, url.Values{"token": {token}}), 410)
 
 	for name, text := range map[string]string{"a secret": expired, "another": used, "a form's token": token} {
 		if p.log.Has(text) {
@@ -289,13 +353,13 @@ func TestNoSession(t *testing.T) {
 	}
 }
 
-// wantNoSession checks an answer that says that there is no session, and that anyone may hear it.
-func wantNoSession(t *testing.T, a testkit.Answer, status int) {
+// wantNoSession checks an answer that says that there is no session, by an id that is in the log.
+func wantNoSession(t *testing.T, p *testPage, a testkit.Answer, status int) {
 	t.Helper()
-	message, target := readMessage(t, a)
-	if a.Status != status || message["isCompleted"] != false || message["errorType"] != "LINK_INVALID_SESSION" ||
-		len(message) != 6 || target != "*" {
-		t.Errorf("answer %d posting %v to %q, want %d and LINK_INVALID_SESSION", a.Status, message, target, status)
+	message, _, _ := readMessage(t, a)
+	wantFailure(t, message, "invalid_request", "LINK_INVALID_SESSION", "")
+	if id, _ := message["errorID"].(string); a.Status != status || !p.log.Has(`"error_id":"`+id+`"`) {
+		t.Errorf("answer %d posting %v, want %d with an id that is logged", a.Status, message, status)
 	}
 }
 
@@ -318,27 +382,42 @@ func TestBadRecord(t *testing.T) {
 			secret, _ := p.session(t, nil)
 			token := p.formToken(t, secret)
 			p.write(t, secret, []byte(test.value))
-			for method, a := range map[string]testkit.Answer{
-				"GET":  p.get(t, secret),
-				"POST": p.post(t, url.Values{"sess_id": {secret}, "token": {token}, "action": {"approve"}}),
-			} {
-				if message, _ := readMessage(t, a); a.Status != 503 || message != nil || a.Header.Get("Location") != "" {
-					t.Errorf("%s = %d %v posting %v, want 503 and nothing", method, a.Status, a.Header, message)
-				}
-			}
-			line := p.log.Line(t, "msg", "sandbox has no session")
-			if cause, _ := line["cause"].(string); !strings.Contains(cause, test.cause) {
+			wantUnreadable(t, p, p.get(t, secret), "Try again in a moment.", "")
+			form := url.Values{"sess_id": {secret}, "token": {token}, "action": {"approve"}, "host": {"https://h.example"}}
+			wantUnreadable(t, p, p.post(t, form), "Start again where you came from.", "https://h.example")
+			if cause, _ := p.log.Line(t, "msg", "sandbox can't read a session")["cause"].(string); !strings.Contains(
+				cause, test.cause) {
 				t.Errorf("the log says %q, want %s", cause, test.cause)
 			}
 		})
 	}
 }
 
-// Redis down is no session's fault: 503, nothing posted, and no promise broken.
+// Redis down is no session's fault: 503, and a framing page hears of it. What has asked for GETDEL may have used the
+// session up, so there it never says to try again.
 func TestWithoutRedis(t *testing.T) {
-	p := newTestPage(t, "127.0.0.1:"+redistest.FreePort())
-	a := p.get(t, "a")
-	if message, _ := readMessage(t, a); a.Status != 503 || message != nil {
-		t.Errorf("GET of the page = %d posting %v, want 503 and nothing", a.Status, message)
+	server := redistest.StartProxy(t, redistest.Addr(t), redistest.Pass)
+	p := newTestPage(t, server.Addr)
+	secret, _ := p.session(t, nil)
+	token := p.formToken(t, secret)
+	server.Set(func(client *net.TCPConn, _ []byte, _ time.Time) { _ = client.Close() })
+	wantUnreadable(t, p, p.get(t, secret), "Try again in a moment.", "")
+	form := url.Values{"sess_id": {secret}, "token": {token}, "action": {"cancel"}, "host": {"*"}}
+	wantUnreadable(t, p, p.post(t, form), "Start again where you came from.", "*")
+}
+
+// wantUnreadable checks an answer for a session that can't be read.
+func wantUnreadable(t *testing.T, p *testPage, a testkit.Answer, advice, wantHost string) {
+	t.Helper()
+	message, host, _ := readMessage(t, a)
+	wantFailure(t, message, "server_error", "LINK_INTERNAL_ERROR", "")
+	id, _ := message["errorID"].(string)
+	if a.Status != 503 || a.Header.Get("Location") != "" || host != wantHost || !p.log.Has(`"error_id":"`+id+`"`) {
+		t.Errorf("answer %d %v posting %v to %q, want 503 to %q with an id that is logged", a.Status, a.Header, message,
+			host, wantHost)
+	}
+	found := regexp.MustCompile(`\w+ again [a-z ]+\.`).FindAllString(string(a.Body), -1)
+	if !slices.Equal(found, []string{advice}) {
+		t.Errorf("the page says %q, want %q", found, advice)
 	}
 }
