@@ -32,6 +32,7 @@ type config struct {
 	redis         redisurl.Options // how to reach Redis
 	keyPrefix     string           // of every key in Redis
 	sessionTTL    time.Duration    // lifetime of a session
+	sealRecords   bool             // records are for whoever has the session's secret
 	tokens        bearer.Config    // which tokens are good
 	certHeader    string           // in which the gateway passes its caller's certificate; "": none
 	clients       *clients.File    // which client may do what; nil: every one all
@@ -76,6 +77,8 @@ func (e *fromEnv) config() config {
 		redis:      e.redis(),
 		keyPrefix:  e.text("KEY_PREFIX", "auth_session:", "what every key in Redis begins with"),
 		sessionTTL: e.duration("SESSION_TTL", "30m", "lifetime of a session, 1m to 168h", time.Minute, 168*time.Hour),
+		sealRecords: e.boolean("SEAL_RECORDS", "false",
+			"true or false: seal each record by a key that only its session's sess_id gives"),
 		tokens: bearer.Config{
 			JWKSURL:  e.jwksURL("JWKS_URL", "required: the key set's URL; https, file, or http to a loopback host"),
 			Issuer:   e.text("JWT_ISSUER", "", "what iss must be; any where not set"),
@@ -216,6 +219,14 @@ func (e *fromEnv) count(name, fallback, help string, most int) int {
 		e.wrong(name, fmt.Sprintf("must be a number from 1 to %d", most))
 	}
 	return n
+}
+
+func (e *fromEnv) boolean(name, fallback, help string) bool {
+	text := e.text(name, fallback, help)
+	if text != "true" && text != "false" {
+		e.wrong(name, "must be true or false")
+	}
+	return text == "true"
 }
 
 func (e *fromEnv) level(name, fallback, help string) slog.Level {

@@ -36,6 +36,7 @@ func TestConfigFields(t *testing.T) {
 		"REDIS_URL":        func(c config) any { return c.redis.Open(time.Second).(*redis.Client).Options().Addr },
 		"KEY_PREFIX":       func(c config) any { return c.keyPrefix },
 		"SESSION_TTL":      func(c config) any { return c.sessionTTL },
+		"SEAL_RECORDS":     func(c config) any { return c.sealRecords },
 		"JWKS_URL":         func(c config) any { return c.tokens.JWKSURL },
 		"JWT_ISSUER":       func(c config) any { return c.tokens.Issuer },
 		"JWT_AUDIENCE":     func(c config) any { return c.tokens.Audience },
@@ -64,6 +65,7 @@ func TestConfigFields(t *testing.T) {
 		{"REDIS_URL", "127.0.0.1:6379", "redis://h:1", "h:1"},
 		{"KEY_PREFIX", "auth_session:", "p:", "p:"},
 		{"SESSION_TTL", "30m0s", "1h", "1h0m0s"},
+		{"SEAL_RECORDS", "false", "true", "true"},
 		{"JWKS_URL", "https://login.example/jwks.json", "https://h/x", "https://h/x"},
 		{"JWT_ISSUER", "", "https://i.example/", "https://i.example/"},
 		{"JWT_AUDIENCE", "", "a", "a"},
@@ -156,6 +158,7 @@ func TestConfigVariables(t *testing.T) {
 		{"SHUTDOWN_GRACE", []string{"", "1s", "5m"}, []string{"-1s", "x"}, nil},
 		{"METRICS_ADDR", []string{"", ":9090", "127.0.0.1:0"}, []string{"9090", ":65536", ":8080"}, nil},
 		{"METRICS_ADDR", []string{":0", ":8080"}, nil, map[string]string{"ADDR": ":0"}},
+		{"SEAL_RECORDS", []string{"", "true", "false"}, []string{"1", "TRUE", "yes", " true"}, nil},
 		{"LOG_LEVEL", []string{"", "debug", "info", "warn", "error"}, []string{"INFO", "trace", "info+2"}, nil},
 	}
 	for _, test := range tests {
@@ -189,7 +192,8 @@ func TestConfigAllWrong(t *testing.T) {
 		"ADDR": "x", "REDIS_MODE": "x", "SESSION_TTL": "x", "JWT_ALGORITHMS": "x", "JWT_CLIENT_CLAIM": ",",
 		"JWT_MAX_LIFETIME": "x", "STORE_TIMEOUT": "x", "MAX_IN_FLIGHT": "x", "DRAIN_DELAY": "x", "SHUTDOWN_GRACE": "x",
 		"METRICS_ADDR": "y", "LOG_LEVEL": "x", "JWT_TYP": "x", "CLIENT_CERT_HEADER": "_", "TRUSTED_PROXIES": "x",
-		"CLIENTS_FILE": "/nonexistent", "REDIS_PASSWORD_FILE": "/nonexistent", "REDIS_CA_FILE": "/nonexistent",
+		"CLIENTS_FILE": "/nonexistent", "SEAL_RECORDS": "x", "REDIS_PASSWORD_FILE": "/nonexistent",
+		"REDIS_CA_FILE": "/nonexistent",
 	}
 	_, err := loadConfig(func(name string) string { return env[name] })
 	if err == nil {

@@ -19,6 +19,7 @@ import (
 	"authsession/internal/clients"
 	"authsession/internal/fairshare"
 	"authsession/internal/groupcommit"
+	"authsession/internal/seal"
 )
 
 const (
@@ -41,15 +42,16 @@ type note struct {
 
 // api holds what the handlers use. All its fields but the atomic ones are set before the first request.
 type api struct {
-	verifier   *bearer.Verifier
-	certHeader string        // in which the gateway passes its caller's certificate; "": none
-	clients    *clients.File // nil: every client may do all
-	store      *store
-	now        func() time.Time
-	authURL    string // up to and with "sess_id="
-	sessionTTL time.Duration
-	inFlight   *fairshare.Places // requests in work, their bodies read
-	reading    *fairshare.Places // larger bodies that are being read
+	verifier    *bearer.Verifier
+	certHeader  string        // in which the gateway passes its caller's certificate; "": none
+	clients     *clients.File // nil: every client may do all
+	store       *store
+	now         func() time.Time
+	authURL     string // up to and with "sess_id="
+	sessionTTL  time.Duration
+	sealRecords bool
+	inFlight    *fairshare.Places // requests in work, their bodies read
+	reading     *fairshare.Places // larger bodies that are being read
 
 	// Of -dev alone, else nil.
 	issue func(client string) (token string, lifetime time.Duration, err error)
@@ -102,7 +104,11 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	}
 	secret := session.open(who.Client, now, cmp.Or(client.SessionTTL, a.sessionTTL))
 	n.session = session.ID
-	err = a.store.put(who.Client, hashSecret(secret), session.encode(), session.ExpiresAt)
+	record := session.encode()
+	if a.sealRecords {
+		record = seal.Seal(secret, record)
+	}
+	err = a.store.put(who.Client, hashSecret(secret), record, session.ExpiresAt)
 	if groupcommit.TimedOut(err) {
 		return storeTimedOut(err)
 	}

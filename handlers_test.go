@@ -17,6 +17,7 @@ import (
 	"unicode/utf16"
 
 	"authsession/internal/redistest"
+	"authsession/internal/seal"
 	"authsession/internal/testkit"
 )
 
@@ -102,6 +103,28 @@ func TestCreateSession(t *testing.T) {
 		})
 	}
 	ts.wantSessions(t, len(tests))
+}
+
+// A sealed record is nobody's but the secret's; all else about the session is as without.
+func TestSealRecords(t *testing.T) {
+	ts := newTestServer(t, map[string]string{"SEAL_RECORDS": "true"})
+	a := ts.post(t, ts.token(t), `{"end_user_id":"eu_1","redirect_uri":"https://acme.com/"}`)
+	var s testkit.SessionAnswer
+	a.Decode(t, &s)
+	value, err := ts.redis.Get(t.Context(), ts.key(s.SessionID)).Bytes()
+	testkit.Must(t, err)
+	if value[0] != 1 || bytes.Contains(value, []byte("eu_1")) || bytes.Contains(value, []byte("acme")) {
+		t.Errorf("the record is %q, want it sealed", value)
+	}
+	record, err := seal.Open(s.SessionID, value)
+	var got session
+	if err != nil || json.Unmarshal(record, &got) != nil || got.ID != s.ID || got.EndUserID != "eu_1" {
+		t.Errorf("the record opens to %s, %v, want session %s of eu_1", record, err, s.ID)
+	}
+	at, err := ts.redis.ExpireTime(t.Context(), ts.key(s.SessionID)).Result()
+	if err != nil || int64(at/time.Second) != s.ExpiresAt {
+		t.Errorf("EXPIRETIME = %d, %v, want expires_at %d", at/time.Second, err, s.ExpiresAt)
+	}
 }
 
 // encoded is text in UTF-16 or UTF-32, of so many bytes a unit.

@@ -29,7 +29,7 @@ func (a *api) mintToken(w http.ResponseWriter, r *http.Request, n *note) error {
 	if err := checkID(id, 128); err != nil {
 		return badRequest("client_id "+err.Error(), nil)
 	}
-	n.clientID = id
+	n.bearer.Client = id
 	token, lifetime, err := a.issue(id)
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func (a *api) createEndUser(w http.ResponseWriter, r *http.Request, n *note) err
 	if err != nil {
 		return err
 	}
-	n.clientID = who.Client
+	n.bearer = who
 	const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	id := make([]byte, 27) // as long as a KSUID
 	_, _ = rand.Read(id)

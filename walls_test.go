@@ -25,7 +25,7 @@ import (
 // Tests may import more.
 var mayImport = map[string][]string{
 	".": {"bearer", "clients", "embedredis", "fairshare", "groupcommit", "keytool", "linelog", "listener", "redirecturi",
-		"redisurl", "sandbox", "strictjson"},
+		"redisurl", "sandbox", "seal", "strictjson"},
 	"bench":                nil,
 	"bench/floor":          nil,
 	"docs/examples":        nil,
@@ -40,7 +40,8 @@ var mayImport = map[string][]string{
 	"internal/redirecturi": nil,
 	"internal/redistest":   {"embedredis", "testkit"},
 	"internal/redisurl":    nil,
-	"internal/sandbox":     {"redirecturi"},
+	"internal/sandbox":     {"redirecturi", "seal"},
+	"internal/seal":        nil,
 	"internal/strictjson":  nil,
 	"internal/testkit":     {"bearer", "keytool"},
 }

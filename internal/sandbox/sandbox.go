@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"authsession/internal/redirecturi"
+	"authsession/internal/seal"
 
 	"github.com/go-json-experiment/json"
 	"github.com/redis/go-redis/v9"
@@ -203,6 +204,9 @@ func (b *Sandbox) load(
 	value, err := command(ctx, b.prefix+hex.EncodeToString(hash[:])).Bytes()
 	if err != nil {
 		return nil, err
+	}
+	if value, err = seal.Open(secret, value); err != nil {
+		return nil, fmt.Errorf("opening the record: %w", err)
 	}
 	s := &record{}
 	if err := json.Unmarshal(value, s); err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"authsession/internal/redistest"
+	"authsession/internal/seal"
 	"authsession/internal/testkit"
 )
 
@@ -179,6 +180,21 @@ func wantFailure(t *testing.T, got map[string]any, code, kind, id string) {
 		got["errorID"] == "" || id != "" && got["errorID"] != id || got["errorDescription"] == "" ||
 		!strings.HasPrefix(uri, "https://") {
 		t.Errorf("message %v, want %s, %s and id %s", got, code, kind, id)
+	}
+}
+
+// A sealed session is shown and decided as any other.
+func TestSealed(t *testing.T) {
+	p := newTestPage(t, redistest.Addr(t))
+	secret, _ := p.session(t, map[string]any{"redirect_uri": "https://acme.com/"})
+	plain, err := p.redis.Get(t.Context(), p.key(secret)).Bytes()
+	testkit.Must(t, err)
+	p.write(t, secret, seal.Seal(secret, plain))
+	if a := p.get(t, secret); a.Status != 200 || !strings.Contains(string(a.Body), "<dd>eu_1</dd>") {
+		t.Errorf("GET of the page = %d %s, want that of eu_1", a.Status, a.Body)
+	}
+	if a := p.submit(t, secret, nil); !strings.HasPrefix(a.Header.Get("Location"), "https://acme.com/?consent_id=") {
+		t.Errorf("Approve = %d to %q", a.Status, a.Header.Get("Location"))
 	}
 }
 
@@ -366,11 +382,13 @@ func wantNoSession(t *testing.T, p *testPage, a testkit.Answer, status int) {
 // Others may write records too. What the service would not have written is shown to nobody.
 func TestBadRecord(t *testing.T) {
 	for _, test := range []struct{ name, value, cause string }{
-		{"no JSON", "x", "decoding the record"},
-		{"empty", "", "decoding the record"},
-		{"no object", `["v"]`, "decoding the record"},
+		{"no JSON", "x", "opening the record"},
+		{"empty", "", "opening the record"},
+		{"array", `["v"]`, "opening the record"},
+		{"broken JSON", `{"v":1`, "decoding the record"},
 		{"another type", `{"v":1,"end_user_id":1}`, "decoding the record"},
-		{"sealed", "\x01sealed", "decoding the record"},
+		{"no object", `"{"`, "opening the record"},
+		{"badly sealed", "\x01sealed and not by us, at some length", "opening the record"},
 		{"no version", `{"id":"a"}`, "version 0"},
 		{"another version", `{"v":2}`, "version 2"},
 		{"script", `{"v":1,"redirect_uri":"javascript:alert(1)"}`, "a URI of the record must be https"},
