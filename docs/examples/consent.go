@@ -1,8 +1,11 @@
-// consent show|approve|cancel SESS_ID [CONSENT_ID]
+// go run consent.go show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID
 package main
 
 import (
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -17,7 +20,12 @@ import (
 var commands = map[string]string{"show": "GET", "approve": "GETDEL", "cancel": "GETDEL"}
 
 func main() {
-	action, sessID, consentID := os.Args[1], os.Args[2], os.Args[3:]
+	// A GETDEL uses the session up, so all that can be wrong is looked at before.
+	args := os.Args[1:]
+	if len(args) < 2 || commands[args[0]] == "" || (len(args) == 3) != (args[0] == "approve") || args[len(args)-1] == "" {
+		log.Fatal("usage: show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID")
+	}
+	action, sessID := args[0], args[1]
 	options, err := redis.ParseURL(os.Getenv("REDIS_URL"))
 	if err != nil {
 		log.Fatal(err)
@@ -27,20 +35,24 @@ func main() {
 	if err == redis.Nil {
 		log.Fatal("gone: expired, used or never there")
 	}
+	if err != nil {
+		log.Fatal(err) // after a GETDEL: the session may be used up, start again
+	}
+	opened, err := open([]byte(value), sessID)
 	var record struct {
 		Version     int    `json:"v"`
 		ID          string `json:"id"`
 		RedirectURI string `json:"redirect_uri"`
 		CancelURI   string `json:"cancel_uri"`
 	}
-	if err != nil || json.Unmarshal([]byte(value), &record) != nil || record.Version != 1 {
-		log.Fatalf("no record of version 1: %v", err)
+	if err != nil || json.Unmarshal(opened, &record) != nil || record.Version != 1 {
+		log.Fatal("not a record of version 1")
 	}
 	switch action {
 	case "show":
-		fmt.Println(value)
+		fmt.Println(string(opened))
 	case "approve":
-		fmt.Println(add(record.RedirectURI, url.Values{"consent_id": consentID}))
+		fmt.Println(add(record.RedirectURI, url.Values{"consent_id": {args[2]}}))
 	case "cancel":
 		fmt.Println(add(record.CancelURI, url.Values{
 			"error":             {"access_denied"},
@@ -50,6 +62,24 @@ func main() {
 			"error_uri":         {"https://consent.example.com/errors#denied"},
 		}))
 	}
+}
+
+// open is the record's JSON, whether it is sealed or not.
+func open(value []byte, sessID string) ([]byte, error) {
+	if len(value) == 0 || value[0] != 1 {
+		return value, nil
+	}
+	mac := hmac.New(sha256.New, []byte(sessID))
+	mac.Write([]byte("authsession record"))
+	block, err := aes.NewCipher(mac.Sum(nil))
+	if err != nil {
+		return nil, err
+	}
+	gcm, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		return nil, err
+	}
+	return gcm.Open(nil, nil, value[1:], nil)
 }
 
 // add changes no byte of uri; without one there is nowhere to go.

@@ -1,25 +1,31 @@
-// node consent.mjs show|approve|cancel SESS_ID [CONSENT_ID]
-import { createHash } from "node:crypto";
-import { createClient } from "redis";
+// node consent.mjs show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID
+import { createDecipheriv, createHash, createHmac } from "node:crypto";
+import { createClient, RESP_TYPES } from "redis";
 
+// A GETDEL uses the session up, so all that can be wrong is looked at before.
 const [action, sessId, consentId] = process.argv.slice(2);
 const command = { show: "GET", approve: "GETDEL", cancel: "GETDEL" }[action];
+if (!command || !sessId || !consentId !== (action !== "approve")) {
+  throw new Error("usage: show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID");
+}
 const key = process.env.KEY_PREFIX + createHash("sha256").update(sessId).digest("hex");
 
 const client = createClient({ url: process.env.REDIS_URL, socket: { reconnectStrategy: false } });
 await client.on("error", console.error).connect();
-const value = await client.sendCommand([command, key]);
-await client.close();
+const bytes = client.withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer }); // a sealed record is no text
+const value = await bytes.sendCommand([command, key]);
+client.destroy();
 
 if (value === null) {
   throw new Error("gone: expired, used or never there");
 }
-const record = JSON.parse(value);
+const text = open(value);
+const record = JSON.parse(text);
 if (record.v !== 1) {
   throw new Error("not a record of version 1");
 }
 if (action === "show") {
-  console.log(value);
+  console.log(text);
 } else if (action === "approve") {
   console.log(add(record.redirect_uri, { consent_id: consentId }));
 } else {
@@ -30,6 +36,15 @@ if (action === "show") {
     error_description: "The end user did not consent.",
     error_uri: "https://consent.example.com/errors#denied",
   }));
+}
+
+// The record's JSON, whether it is sealed or not.
+function open(value) {
+  if (value[0] !== 1) return value.toString();
+  const key = createHmac("sha256", sessId).update("authsession record").digest();
+  const gcm = createDecipheriv("aes-256-gcm", key, value.subarray(1, 13), { authTagLength: 16 });
+  gcm.setAuthTag(value.subarray(-16));
+  return Buffer.concat([gcm.update(value.subarray(13, -16)), gcm.final()]).toString();
 }
 
 // No byte of the URI changes, as with URL() it would. Without one there is nowhere to go.

@@ -1,5 +1,5 @@
-"""python3 consent.py show|approve|cancel SESS_ID [CONSENT_ID]"""
-import hashlib, json, os, socket, sys
+"""python3 consent.py show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID"""
+import hashlib, hmac, json, os, socket, sys
 from urllib.parse import urlencode, urlsplit
 
 
@@ -16,24 +16,36 @@ def redis(*words):  # no TLS, no password: with those, use redis-py
         return None if head == b"$-1\r\n" else f.read(int(head[1:]))
 
 
+def open_record(value):  # its JSON, whether it is sealed or not; sealed ones need: pip install cryptography
+    if not value.startswith(b"\x01"):
+        return value
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    key = hmac.digest(sess_id.encode(), b"authsession record", "sha256")
+    return AESGCM(key).decrypt(value[1:13], value[13:], None)
+
+
 def add(uri, members):  # no byte of the URI changes; without one there is nowhere to go
     if not uri:
         sys.exit("no URI: show the outcome, or post it to the framing page")
     return uri + ("&" if "?" in uri else "?") + urlencode(members)
 
 
-action, sess_id, *consent_id = sys.argv[1:]
-command = {"show": "GET", "approve": "GETDEL", "cancel": "GETDEL"}[action]
+# A GETDEL uses the session up, so all that can be wrong is looked at before.
+action, sess_id, consent_id, *more = *sys.argv[1:], "", "", ""
+command = {"show": "GET", "approve": "GETDEL", "cancel": "GETDEL"}.get(action)
+if not command or not sess_id or any(more) or bool(consent_id) != (action == "approve"):
+    sys.exit("usage: show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID")
 value = redis(command, os.environ["KEY_PREFIX"] + hashlib.sha256(sess_id.encode()).hexdigest())
 if value is None:
     sys.exit("gone: expired, used or never there")
-record = json.loads(value)
+text = open_record(value)
+record = json.loads(text)
 if record["v"] != 1:
     sys.exit("not a record of version 1")
 if action == "show":
-    print(value.decode())
+    print(text.decode())
 elif action == "approve":
-    print(add(record.get("redirect_uri"), {"consent_id": consent_id[0]}))
+    print(add(record.get("redirect_uri"), {"consent_id": consent_id}))
 else:
     print(add(record.get("cancel_uri"), {
         "error": "access_denied", "error_type": "CONSENT_ENDUSER_DENIED", "error_id": record["id"],
