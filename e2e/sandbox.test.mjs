@@ -75,7 +75,7 @@ function answerForPartner(request, response) {
 
 // embed does what the reference platform's browser SDK does with an authServer and a session_id; with popup it opens a
 // window instead.
-const embed = `<!doctype html><title>Partner</title><iframe title="Consent" width="500" height="700"></iframe><script>
+const embed = `<!doctype html><title>Partner</title><p>The app's own page.</p><iframe title="Consent" width="520" height="560"></iframe><script>
   const { authServer, id, popup } = JSON.parse(decodeURIComponent(location.hash.slice(1)))
   const source = authServer + '?sess_id=' + encodeURIComponent(id)
   window.messages = []
@@ -453,6 +453,10 @@ test('looks', async t => {
     await page.screenshot({ path: join(name === 'long' ? folder : shots, `callback-${name}.png`) })
     await check(page, 'callback-' + name)
   }
+  const { page, frame } = await framed(t, (await session()).session_id)
+  await approve(frame).waitFor()
+  await page.setViewportSize({ width: 560, height: 640 })
+  await page.screenshot({ path: join(shots, 'frame.png') })
 })
 
 // check looks for what axe-core knows to hinder people, contrast included, and for what does not fit the window.
