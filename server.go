@@ -176,6 +176,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 	if err != nil {
 		panic(err) // of strings and bools
 	}
+	body = append(body, '\n')
 	h := w.Header()
 	if e.header[0] != "" {
 		h.Set(e.header[0], e.header[1])
@@ -185,10 +186,10 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError, id string) 
 	}
 	skipBody(w)
 	h.Set("Content-Type", "application/vnd.goa.error")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Content-Length", strconv.Itoa(len(body))) // for slowDown, which sends it before the handler's end
 	h.Set("Goa-Error", e.name)
 	w.WriteHeader(e.status)
-	_, _ = w.Write(append(body, '\n'))
+	_, _ = w.Write(body)
 }
 
 // skipBody has an answer not wait for a body that nobody wants. net/http reads up to 256 KiB of one before it sends the
