@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"net/http"
 	"net/url"
@@ -48,7 +49,8 @@ func clientCredentials(r *http.Request, body []byte) (id, secret string, err err
 		plainSecret, _ := url.QueryUnescape(secret)
 		return plainID, plainSecret, nil
 	}
-	if strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), "application/x-www-form-urlencoded") {
+	const form = "application/x-www-form-urlencoded" // curl -d says that of JSON, too
+	if strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), form) && !bytes.HasPrefix(body, []byte("{")) {
 		values, err := url.ParseQuery(string(body))
 		return values.Get("client_id"), values.Get("client_secret"), err
 	}

@@ -184,6 +184,7 @@ func parseKeySet(document []byte, algorithms []jose.SignatureAlgorithm) (
 	if err := json.Unmarshal(document, &set); err != nil {
 		return nil, nil, errors.New("not a JSON Web Key Set")
 	}
+	skipped = []string{} // the log says [], not null
 	for _, data := range set.Keys {
 		members, err := parseObject(data)
 		var key jose.JSONWebKey
