@@ -239,7 +239,7 @@ func TestOverload(t *testing.T) {
 		run  func(*testing.T, *testkit.Noise)
 	}{
 		{"640 callers with MAX_IN_FLIGHT=64", testBusy},
-		{"2000 wait for a stopped Redis", testStandstill(2000, 2048, 800*time.Millisecond)},
+		{"2000 wait for a stopped Redis", testStandstill(2000, 2800, 800*time.Millisecond)},
 		{"5000 with MAX_IN_FLIGHT=512 and a stopped Redis", testStandstill(5000, 512, 3*time.Second)},
 		{"2000 hang up on a stopped Redis", testHangUp},
 		{"2000 idle and dribbling connections", testIdle},
@@ -333,9 +333,9 @@ func testStandstill(callers, maxInFlight int, spread time.Duration) func(*testin
 		st := newStandstill(t, callers, maxInFlight)
 		calls := storm(st.callers, 1, time.Minute, spread, func() []byte { return rawPost(st.token) })
 		wantStatuses(t, calls, 503, 504)
-		refuses := len(st.callers) > maxInFlight
+		refuses := len(st.callers) > maxInFlight*3/4 // one client's share
 		if len(calls[504]) < maxInFlight/2 || (len(calls[503]) > 0) != refuses {
-			t.Errorf("%s: want 504, and 503 for what is above MAX_IN_FLIGHT", calls)
+			t.Errorf("%s: want 504, and 503 for what is above one client's share", calls)
 		}
 		slowest, extra := time.Duration(0), noise.Within(st.begun, time.Now())
 		for _, c := range slices.Concat(calls[503], calls[504]) {
