@@ -40,8 +40,8 @@ func ttl(s session) time.Duration { return time.Duration(s.ExpiresAt-s.CreatedAt
 
 const twoClients = `{"clients": {
 	"acme": {"redirect_uris": ["https://acme.com/cb", "http://127.0.0.1/cb", "com.acme.app:/done"],
-		"institution_ids": ["10"], "session_ttl": "2h"},
-	"none": {"redirect_uris": [], "institution_ids": []},
+		"institution_ids": ["10"], "permissions": ["accounts", "balances", "x"], "session_ttl": "2h"},
+	"none": {"redirect_uris": [], "institution_ids": [], "permissions": []},
 	"all": {}}}`
 
 func TestClientRules(t *testing.T) {
@@ -66,7 +66,14 @@ func TestClientRules(t *testing.T) {
 			"institution_id" + foreign + "; redirect_uri" + foreign + "; cancel_uri" + foreign},
 		{"fields first", "acme", `"institution_id":"11","redirect_uri":"x"`, 400, name,
 			"redirect_uri must be an absolute URI"},
+		{"its permissions, another order", "acme", `"permissions":["x","accounts"]`, 200, "", ""},
+		{"another permission", "acme", `"permissions":["accounts","payments"]`, 400, name,
+			"permissions must all be this client's"},
+		{"another permission and institution", "acme", `"permissions":["p"],"institution_id":"11"`, 400, invalid,
+			"institution_id" + foreign + "; permissions must all be this client's"},
 		{"empty lists", "none", ``, 200, "", ""},
+		{"empty lists, a permission", "none", `"permissions":["accounts"]`, 400, name,
+			"permissions must all be this client's"},
 		{"empty lists, a URI", "none", `"redirect_uri":"https://acme.com/cb"`, 400, name,
 			"redirect_uri" + foreign},
 		{"empty lists, an institution", "none", `"institution_id":"10"`, 400, invalid,
@@ -99,6 +106,30 @@ func TestClientRules(t *testing.T) {
 				t.Errorf("client_id in the log = %v, want %s", line["client_id"], tt.client)
 			}
 		})
+	}
+}
+
+// What a request does not name it gets from its client's list, and the record says so.
+func TestClientPermissions(t *testing.T) {
+	ts, _ := newClientsServer(t, twoClients)
+	for _, tt := range []struct{ client, members, want string }{
+		{"acme", ``, `"permissions":["accounts","balances","x"]`},
+		{"acme", `"permissions":null`, `"permissions":["accounts","balances","x"]`},
+		{"acme", `"permissions":["x","accounts"]`, `"permissions":["x","accounts"]`},
+		{"none", ``, `"permissions":[]`},
+		{"all", ``, ``},
+		{"all", `"permissions":["any"]`, `"permissions":["any"]`},
+	} {
+		body := strings.Replace(`{"end_user_id":"eu_1",`+tt.members+`}`, ",}", "}", 1)
+		a := ts.post(t, ts.tokenOf(t, tt.client), body)
+		ts.wantSession(t, a)
+		var s testkit.SessionAnswer
+		a.Decode(t, &s)
+		record, err := ts.redis.Get(t.Context(), ts.key(s.SessionID)).Result()
+		testkit.Must(t, err)
+		if got := regexp.MustCompile(`"permissions":[^]]*]`).FindString(record); got != tt.want {
+			t.Errorf("%s, %s: record has %s, want %s", tt.client, tt.members, got, tt.want)
+		}
 	}
 }
 

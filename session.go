@@ -30,7 +30,7 @@ type session struct {
 	RedirectURI   string `json:"redirect_uri,omitzero"`
 	CancelURI     string `json:"cancel_uri,omitzero"`
 
-	Permissions   []string `json:"permissions,omitzero"` // nil: not given; never empty
+	Permissions   []string `json:"permissions,omitzero"` // nil: not given; empty only where a client may ask for none
 	ArrangementID string   `json:"arrangement_id,omitzero"`
 
 	CreatedAt int64 `json:"created_at"` // Unix seconds
@@ -58,14 +58,15 @@ func (s *session) encode() []byte {
 	b = appendText(b, `,"institution_id":`, s.InstitutionID)
 	b = appendText(b, `,"redirect_uri":`, s.RedirectURI)
 	b = appendText(b, `,"cancel_uri":`, s.CancelURI)
-	for i, permission := range s.Permissions {
-		before := `,`
-		if i == 0 {
-			before = `,"permissions":[`
-		}
-		b = appendText(b, before, permission)
-	}
 	if s.Permissions != nil {
+		b = append(b, `,"permissions":[`...)
+		for i, permission := range s.Permissions {
+			before := ","
+			if i == 0 {
+				before = ""
+			}
+			b = appendText(b, before, permission)
+		}
 		b = append(b, ']')
 	}
 	b = appendText(b, `,"arrangement_id":`, s.ArrangementID)
@@ -153,8 +154,8 @@ func parseBody(body []byte) (s session, unknown []string, err error) {
 	return s, unknown, nil
 }
 
-// limit holds s, whose members are good, to what its client may do. The error is a *bodyError for all that it may not,
-// in the contract's order.
+// limit holds s, whose members are good, to what its client may do: where s names no permissions, it gets all of the
+// client's. The error is a *bodyError for all that it may not, in the contract's order.
 func (s *session) limit(c *clients.Client) error {
 	var broken []string
 	errorName := "bad_request"
@@ -167,8 +168,14 @@ func (s *session) limit(c *clients.Client) error {
 	if !c.AllowsURI(s.CancelURI) {
 		broken = append(broken, "cancel_uri is not one of this client's")
 	}
+	if !c.AllowsPermissions(s.Permissions) {
+		broken = append(broken, "permissions must all be this client's")
+	}
 	if broken != nil {
 		return &bodyError{errorName, strings.Join(broken, "; ")}
+	}
+	if s.Permissions == nil {
+		s.Permissions = c.Permissions
 	}
 	return nil
 }

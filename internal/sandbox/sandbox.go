@@ -91,7 +91,7 @@ type record struct {
 	RedirectURI   string `json:"redirect_uri"`
 	CancelURI     string `json:"cancel_uri"`
 
-	Permissions   []string `json:"permissions"`
+	Permissions   []string `json:"permissions"` // nil: not given
 	ArrangementID string   `json:"arrangement_id"`
 
 	ExpiresAt int64 `json:"expires_at"` // Unix seconds
@@ -137,10 +137,14 @@ func (b *Sandbox) show(r *http.Request) view {
 	if left >= 24*time.Hour {
 		layout = "2 January, 15:04 UTC"
 	}
+	permissions := "all that the app may ask for"
+	if s.Permissions != nil {
+		permissions = cmp.Or(strings.Join(s.Permissions, ", "), "nothing")
+	}
 	v.values = map[string]string{
 		"client": s.ClientID, "user": s.EndUserID,
 		"institution": cmp.Or(s.InstitutionID, "any: a real page would let you choose"),
-		"permissions": cmp.Or(strings.Join(s.Permissions, ", "), "all that the app may ask for"),
+		"permissions": permissions,
 		"arrangement": cmp.Or(s.ArrangementID, "none: this is a new consent"),
 		"seconds":     strconv.Itoa(int(left / time.Second)), "left": remaining(left),
 		"expires": expires.UTC().Format(layout),

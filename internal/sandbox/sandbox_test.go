@@ -66,6 +66,20 @@ func TestShow(t *testing.T) {
 	}
 }
 
+// An empty list is nothing, and no list leaves it to the page.
+func TestShowPermissions(t *testing.T) {
+	p := newTestPage(t, redistest.Addr(t))
+	for want, members := range map[string]map[string]any{
+		"<dd>nothing</dd>":                      {"permissions": []string{}},
+		"<dd>all that the app may ask for</dd>": {},
+	} {
+		secret, _ := p.session(t, members)
+		if page := string(p.get(t, secret).Body); !strings.Contains(page, want) {
+			t.Errorf("the page of %v does not have %s: %s", members, want, page)
+		}
+	}
+}
+
 // The template has the variables that write fills in, and no others: a $ in its script or style would be taken for one.
 func TestTemplate(t *testing.T) {
 	var names []string
