@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -52,6 +53,9 @@ func clientCredentials(r *http.Request, body []byte) (id, secret string, err err
 	const form = "application/x-www-form-urlencoded" // curl -d says that of JSON, too
 	if strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), form) && !bytes.HasPrefix(body, []byte("{")) {
 		values, err := url.ParseQuery(string(body))
+		if err != nil {
+			err = errors.New("must be a form with good escapes") // url's own error quotes what it was given
+		}
 		return values.Get("client_id"), values.Get("client_secret"), err
 	}
 	err = strictjson.Object(body, func(name, value []byte) {

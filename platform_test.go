@@ -45,6 +45,7 @@ func TestMintToken(t *testing.T) {
 		{"Basic, escaped", form, basic("c%2B1:s%3A"), "", "c+1", ""},
 		{"nothing", json, "", "{}", "", "client_id and client_secret are required"},
 		{"no secret", json, "", `{"client_id":"c"}`, "", "client_id and client_secret are required"},
+		{"a broken form", form, "", "client_id=%zz&client_secret=s", "", "the body must be a form with good escapes"},
 		{"no id", form, "", "client_secret=s", "", "client_id and client_secret are required"},
 		{"an empty secret", form, basic("c:"), "", "", "client_id and client_secret are required"},
 		{"no string", json, "", `{"client_id":1,"client_secret":"s"}`, "", "client_id and client_secret are required"},
@@ -63,7 +64,8 @@ func TestMintToken(t *testing.T) {
 				}
 				a := ts.do(t, "POST", path, h, strings.NewReader(test.body))
 				if test.client == "" {
-					if e := a.WantError(t, 400, "bad_request"); !strings.HasPrefix(e.Message, test.says) {
+					e := a.WantError(t, 400, "bad_request")
+					if !strings.HasPrefix(e.Message, test.says) || strings.Contains(e.Message, "zz") {
 						t.Errorf("message = %q, want %q", e.Message, test.says)
 					}
 					continue

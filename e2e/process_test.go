@@ -287,7 +287,7 @@ func TestProcessDev(t *testing.T) {
 		"plain": nil,
 		"all else": {
 			"JWT_ALGORITHMS": "RS256", "JWT_ISSUER": "https://i.example", "JWT_AUDIENCE": "a",
-			"JWT_CLIENT_CLAIM": "org_id", "JWT_MAX_LIFETIME": "1h", "KEY_PREFIX": "k:"},
+			"JWT_CLIENT_CLAIM": "org_id", "JWT_MAX_LIFETIME": "1h", "JWT_TYP": "at+jwt", "KEY_PREFIX": "k:"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startDev(t, env)

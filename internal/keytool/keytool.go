@@ -82,12 +82,14 @@ func (k Key) Issue(ttl time.Duration, texts map[string]string) (string, error) {
 			claims[name] = text
 		}
 	}
-	return k.Sign(claims)
+	return k.sign(claims, "at+jwt") // which is good whatever JWT_TYP says
 }
 
-// Sign returns claims as a compact JWT.
-func (k Key) Sign(claims map[string]any) (string, error) {
-	options := (&jose.SignerOptions{}).WithType("JWT").WithHeader("kid", k.ID)
+// Sign returns claims as a compact JWT of the type JWT.
+func (k Key) Sign(claims map[string]any) (string, error) { return k.sign(claims, "JWT") }
+
+func (k Key) sign(claims map[string]any, typ jose.ContentType) (string, error) {
+	options := (&jose.SignerOptions{}).WithType(typ).WithHeader("kid", k.ID)
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.Algorithm, Key: k.Private}, options)
 	if err != nil {
 		return "", err

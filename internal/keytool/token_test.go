@@ -31,7 +31,7 @@ func TestTokenCannotPrint(t *testing.T) {
 func TestTokenFlags(t *testing.T) {
 	const issuer, audience = "https://i.example", "https://a.example"
 	key, c := keygen(t, "-alg", "EdDSA")
-	c.Issuer, c.Audience, c.MaxLifetime = issuer, audience, 48*time.Hour
+	c.Issuer, c.Audience, c.MaxLifetime, c.AccessOnly = issuer, audience, 48*time.Hour, true
 	v := newVerifier(t, c)
 	good := []string{"-issuer", issuer, "-audience", audience}
 	and := func(flags ...string) []string { return slices.Concat(good, flags) }
