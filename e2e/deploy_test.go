@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -62,12 +63,12 @@ func startGateway(t *testing.T, upstream string) *gateway {
 	return nil
 }
 
-// start tells whether nginx listens on both addresses.
+// start tells whether nginx listens on its addresses.
 func (g *gateway) start(t *testing.T, upstream string) bool {
 	t.Helper()
 	// What the image's entrypoint does with compose.yaml's GATEWAY_ variables.
 	fill := strings.NewReplacer("${GATEWAY_UPSTREAM}", upstream, "${GATEWAY_LISTEN}", g.addr,
-		"${GATEWAY_TLS_LISTEN}", g.tlsAddr, "${GATEWAY_CERTS}", g.dir)
+		"${GATEWAY_INNER}", "127.0.0.1:"+redistest.FreePort(), "${GATEWAY_TLS_LISTEN}", g.tlsAddr, "${GATEWAY_CERTS}", g.dir)
 	for _, file := range []string{"nginx.conf", "tls.conf"} {
 		template, err := os.ReadFile(filepath.Join(deploy, file))
 		testkit.Must(t, err)
@@ -93,7 +94,7 @@ func (g *gateway) start(t *testing.T, upstream string) bool {
 		case <-exited:
 			return false
 		case <-time.After(5 * time.Millisecond):
-			// nginx writes its process id once both addresses are its own.
+			// nginx writes its process id once its addresses are its own.
 			if written, _ := os.ReadFile(filepath.Join(g.dir, "nginx.pid")); string(written) == pid {
 				return true
 			}
@@ -175,6 +176,8 @@ func TestGateway(t *testing.T) {
 		{"paths outside", testGatewayOutside},
 		{"body and header sizes", testGatewaySizes},
 		{"refusals", testGatewayRefusals},
+		{"malformed", testGatewayMalformed},
+		{"slow body", testGatewaySlowBody},
 		{"TLS", testGatewayTLS},
 		{"bound tokens", testGatewayBoundTokens},
 		{"address", testGatewayAddress},
@@ -269,6 +272,65 @@ func testGatewayRefusals(t *testing.T, g *gateway, _ *service) {
 	}
 	post("Authorization", "Bearer x").WantError(t, 401, "unauthorized")
 	post("Content-Type", "text/plain").WantError(t, 415, "unsupported_media_type")
+}
+
+// What nginx refuses by itself looks like the service's answers too.
+func testGatewayMalformed(t *testing.T, g *gateway, s *service) {
+	const host = " HTTP/1.1\r\nHost: h\r\n"
+	for _, test := range []struct {
+		request string
+		status  int
+		name    string
+	}{
+		{"GARBAGE\r\n\r\n", 400, "bad_request"},
+		{"\x16\x03\x01\r\n\r\n", 400, "bad_request"},
+		{"GET /%zz" + host + "\r\n", 400, "bad_request"},
+		{"GET /../.." + host + "\r\n", 400, "bad_request"},
+		{"POST /auth/session HTTP/1.1\r\n\r\n", 400, "bad_request"}, // no Host
+		{"OPTIONS *" + host + "\r\n", 400, "bad_request"},
+		{"CONNECT h:443" + host + "\r\n", 400, "bad_request"},
+		{"CONNECT /auth/session" + host + "\r\n", 405, "method_not_allowed"},
+		{"TRACE /auth/session?x" + host + "\r\n", 405, "method_not_allowed"},
+		{"GET /" + strings.Repeat("x", 40<<10) + host + "\r\n", 400, "bad_request"},
+		{"GET /auth/session HTTP/9.9\r\nHost: h\r\n\r\n", 400, "bad_request"},
+		{"POST /auth/session" + host + "Transfer-Encoding: gzip\r\n\r\n", 400, "bad_request"},
+		{"POST /auth/session" + host + "Content-Length: x\r\n\r\n", 400, "bad_request"},
+		{"POST /auth/session" + host + "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "bad_request"},
+	} {
+		a := send(t, g.addr, test.request)
+		a.WantError(t, test.status, test.name)
+		allow := ""
+		switch {
+		case test.status == 405 && strings.Contains(test.request, "/auth/session"):
+			allow = "POST"
+		case test.status == 405:
+			allow = "GET, HEAD, POST"
+		}
+		if got := a.Header.Get("Allow"); got != allow {
+			t.Errorf("%.40q: Allow = %q, want %q", test.request, got, allow)
+		}
+	}
+	send(t, g.tlsAddr, "POST /auth/session"+host+"\r\n").WantError(t, 400, "bad_request")
+}
+
+// send sends a request as it is written.
+func send(t *testing.T, addr, request string) testkit.Answer {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	testkit.Must(t, err)
+	defer c.Close()
+	testkit.Must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	_, err = io.WriteString(c, request)
+	testkit.Must(t, err)
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	return testkit.ReadAnswer(t, response, err)
+}
+
+func testGatewaySlowBody(t *testing.T, g *gateway, s *service) {
+	a := send(t, g.addr, "POST /auth/session HTTP/1.1\r\nHost: h\r\nX-Request-Id: slow\r\n"+
+		"Authorization: Bearer "+s.token+"\r\nContent-Length: 20\r\n\r\n{")
+	a.WantError(t, 408, "timeout")
+	waitForRequest(t, &g.log, "slow")
 }
 
 // roots has the gateway's certificate.
@@ -381,22 +443,34 @@ func testGatewayAddress(t *testing.T, g *gateway, s *service) {
 }
 
 func testGatewayRate(t *testing.T, g *gateway, _ *service) {
-	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	greedy := &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
-	defer greedy.CloseIdleConnections()
-	var passed int
-	var a testkit.Answer
-	testkit.WaitFor(t, 20*time.Second, "the rate limit", func() bool {
-		a = g.do(t, greedy, "POST", "/auth/session", http.Header{}, strings.NewReader(goodBody))
-		passed++
-		return a.Status != http.StatusUnauthorized
-	})
-	a.WantError(t, 429, "too_many_requests")
-	if passed < 40 {
-		t.Errorf("%d requests pass at once, want a burst of 40", passed)
+	// Each caller sends as fast as it can, from an address of its own, until it is refused.
+	greedy := func(address byte, h http.Header) (passed int) {
+		t.Helper()
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, address)}}
+		client := &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
+		defer client.CloseIdleConnections()
+		var a testkit.Answer
+		testkit.WaitFor(t, 20*time.Second, "the rate limit", func() bool {
+			for range 100 {
+				a = g.do(t, client, "DELETE", "/auth/session", h, nil) // cheap
+				if a.Status == http.StatusTooManyRequests {
+					return true
+				}
+				passed++
+			}
+			return false
+		})
+		a.WantError(t, 429, "too_many_requests")
+		return passed
 	}
-	a = g.post(t, goodHeader(t, "X-Request-Id", "another"), strings.NewReader(goodBody))
-	if a.Status != 200 {
+	token := http.Header{"Authorization": {"Bearer " + goodToken(t)}}
+	if passed := greedy(2, token); passed < 400 {
+		t.Errorf("%d requests with a token pass at once, want a burst of 400", passed)
+	}
+	if a := g.do(t, testkit.Client, "DELETE", "/auth/session", token, nil); a.Status != 429 {
+		t.Errorf("DELETE with that token from another address = %d, want 429", a.Status)
+	}
+	if a := g.post(t, goodHeader(t, "X-Request-Id", "another"), strings.NewReader(goodBody)); a.Status != 200 {
 		t.Errorf("POST of another client = %d %s, want 200", a.Status, a.Body)
 	}
 }

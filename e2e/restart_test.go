@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -48,12 +49,16 @@ func TestGatewayRestart(t *testing.T) {
 					return
 				case <-time.After(time.Until(time.Now().Truncate(period).Add(period))):
 				}
-				r, err := http.NewRequest("POST", "http://"+g.addr+"/auth/session", strings.NewReader(goodBody))
+				body := io.Reader(strings.NewReader(goodBody))
+				if i%2 == 0 {
+					body = &late{Reader: body}
+				}
+				r, err := http.NewRequest("POST", "http://"+g.addr+"/auth/session", body)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				r.Header = h
+				r.Header, r.ContentLength = h, int64(len(goodBody))
 				response, err := client.Do(r)
 				status := 0
 				if err == nil {
@@ -80,4 +85,15 @@ func TestGatewayRestart(t *testing.T) {
 	close(stop)
 	running.Wait()
 	t.Logf("%d of %d requests lost", lost.Load(), answered.Load())
+}
+
+// late is a body that comes a little after its header.
+type late struct {
+	io.Reader
+	once sync.Once
+}
+
+func (l *late) Read(p []byte) (int, error) {
+	l.once.Do(func() { time.Sleep(2 * time.Millisecond) })
+	return l.Reader.Read(p)
 }
