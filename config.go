@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -298,22 +299,31 @@ func webScheme(u *url.URL) bool {
 func (e *fromEnv) redis() redisurl.Options {
 	text := e.text("REDIS_URL", "", "required: redis://, rediss:// or unix://, in go-redis's format for the mode")
 	mode := e.text("REDIS_MODE", redisurl.Standalone, "standalone, sentinel or cluster")
-	var password string
-	if file := e.text("REDIS_PASSWORD_FILE", "", "file with the password, instead of the URL's"); file != "" {
-		data, err := os.ReadFile(file)
-		password = strings.TrimRight(string(data), "\r\n")
-		if err != nil || password == "" {
+	access := redisurl.Access{
+		PasswordFile: e.text("REDIS_PASSWORD_FILE", "",
+			"file with the password, instead of the URL's; read again for each new connection"),
+	}
+	if access.PasswordFile != "" {
+		if _, err := redisurl.ReadPassword(access.PasswordFile); err != nil {
 			e.wrong("REDIS_PASSWORD_FILE", "must name a readable file that holds a password")
 		}
 	}
-	var roots *x509.CertPool
 	if file := e.text("REDIS_CA_FILE", "", "file with the PEM roots for rediss://, instead of the system's"); file != "" {
 		data, err := os.ReadFile(file)
-		roots = x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(data) || err != nil {
+		access.Roots = x509.NewCertPool()
+		if !access.Roots.AppendCertsFromPEM(data) || err != nil {
 			e.wrong("REDIS_CA_FILE", "must name a readable file of PEM certificates")
 		}
 	}
+	access.CertFile = e.text("REDIS_CERT_FILE", "", "file with the PEM client certificate for rediss://")
+	access.KeyFile = e.text("REDIS_KEY_FILE", "", "file with its key; both are read again for each new connection")
+	if access.CertFile != "" || access.KeyFile != "" {
+		if _, err := tls.LoadX509KeyPair(access.CertFile, access.KeyFile); err != nil {
+			e.wrong("REDIS_CERT_FILE", "and REDIS_KEY_FILE must name readable PEM files: a certificate and its key")
+		}
+	}
+	access.ServerName = e.text("REDIS_TLS_SERVER_NAME", "",
+		"the name in the certificates of Redis, where nodes are announced by address")
 	switch {
 	case !slices.Contains([]string{redisurl.Standalone, redisurl.Sentinel, redisurl.Cluster}, mode):
 		e.wrong("REDIS_MODE", "must be standalone, sentinel or cluster")
@@ -322,7 +332,7 @@ func (e *fromEnv) redis() redisurl.Options {
 		e.wrong("REDIS_URL", "is required: redis://, rediss:// or unix://")
 		return redisurl.Options{}
 	}
-	options, err := redisurl.Parse(mode, text, password, roots)
+	options, err := redisurl.Parse(mode, text, access)
 	if err != nil {
 		e.wrong("REDIS_URL",
 			fmt.Sprintf("must be redis://, rediss:// or unix:// in go-redis's format for %s mode: %v", mode, err))

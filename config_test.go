@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -108,6 +109,7 @@ func TestConfigVariables(t *testing.T) {
 	testkit.Must(t, os.WriteFile(password, []byte("pw\n"), 0o600))
 	testkit.Must(t, os.WriteFile(empty, nil, 0o600))
 	testkit.Must(t, os.WriteFile(ca, redistest.NewCA(t).PEM, 0o600))
+	cert := redistest.NewCA(t).Issue(t, "client", time.Now().Add(time.Hour))
 	sentinel, cluster := map[string]string{"REDIS_MODE": "sentinel"}, map[string]string{"REDIS_MODE": "cluster"}
 	tests := []struct {
 		name       string
@@ -141,6 +143,10 @@ func TestConfigVariables(t *testing.T) {
 		{"REDIS_PASSWORD_FILE", []string{"", password}, []string{"/nonexistent", empty}, nil},
 		{"REDIS_CA_FILE", []string{"", ca}, []string{"/nonexistent", empty, password},
 			map[string]string{"REDIS_URL": "rediss://h"}},
+		{"REDIS_CERT_FILE", []string{cert}, []string{"", "/nonexistent", ca},
+			map[string]string{"REDIS_URL": "rediss://h", "REDIS_KEY_FILE": cert}},
+		{"REDIS_CERT_FILE", []string{""}, []string{cert}, map[string]string{"REDIS_URL": "rediss://h"}},
+		{"REDIS_TLS_SERVER_NAME", []string{"", "redis.test"}, nil, map[string]string{"REDIS_URL": "rediss://h"}},
 		{"KEY_PREFIX", []string{"", "x", "{tag}:"}, nil, nil},
 		{"SESSION_TTL", []string{"", "1m", "168h", "90s", "2h45m"},
 			[]string{"59s", "168h1s", "30", "-1h", "1d", "soon"}, nil},
@@ -229,13 +235,15 @@ func TestConfigRedisPassword(t *testing.T) {
 	} {
 		c, err := loadTestConfig(map[string]string{"REDIS_MODE": mode, "REDIS_URL": url, "REDIS_PASSWORD_FILE": file})
 		testkit.Must(t, err)
-		var user, password string
+		var credentials func(context.Context) (user, password string, err error)
 		switch client := c.redis.Open(time.Second).(type) {
 		case *redis.ClusterClient:
-			user, password = client.Options().Username, client.Options().Password
+			credentials = client.Options().CredentialsProviderContext
 		case *redis.Client:
-			user, password = client.Options().Username, client.Options().Password
+			credentials = client.Options().CredentialsProviderContext
 		}
+		user, password, err := credentials(t.Context())
+		testkit.Must(t, err)
 		if user != "u" || password != "from file" {
 			t.Errorf("%s: user %q with password %q, want u with the file's", mode, user, password)
 		}

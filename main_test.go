@@ -38,6 +38,8 @@ func TestWarn(t *testing.T) {
 		{"skip_verify=false", map[string]string{issuer: "i", audience: "a", redis: "rediss://h?skip_verify=false"}, nil},
 		{"skip_verify=true", map[string]string{issuer: "i", audience: "a", redis: "rediss://h?skip_verify=true"},
 			map[string]bool{verify: true}},
+		{"skip_verify=true behind a sentinel", map[string]string{issuer: "i", audience: "a", "REDIS_MODE": "sentinel",
+			redis: "rediss://h?master_name=m&skip_verify=true"}, map[string]bool{verify: true}},
 	} {
 		cfg, err := loadTestConfig(test.env)
 		testkit.Must(t, err)

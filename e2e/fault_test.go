@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -119,6 +120,12 @@ var faults = []fault{
 			o.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 		},
 		end: command("CONFIG", "SET", "requirepass", redisPassword),
+	}, {
+		name: "password rotated, file changed", during: "200", setUp: rotating(standalone), begin: rotate,
+	}, {
+		name: "Sentinel: password rotated, file changed", during: "200", setUp: rotating(sentinel), begin: rotate,
+	}, {
+		name: "Cluster: password rotated, file changed", during: "200", setUp: rotating(cluster), begin: rotate,
 	}, {
 		name: "ACL without SET", during: "503", ready: "NOPERM",
 		begin: command("ACL", "SETUSER", "default", "-set"), end: command("ACL", "SETUSER", "default", "+set"),
@@ -289,6 +296,8 @@ type outage struct {
 	admin   redis.UniversalClient // commands Redis, and looks what is in it
 	proxy   *redistest.Proxy      // nil: none
 	env     map[string]string     // the service's
+
+	passwordFile string // the service's; "": none
 
 	striking, began time.Time // just before the fault, and once it is there
 	ended, healed   time.Time // just before Redis is well again, and once it is
@@ -597,6 +606,48 @@ func cluster(t *testing.T, o *outage) {
 	admin := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs[1:]})
 	t.Cleanup(func() { _ = admin.Close() })
 	o.admin = admin
+}
+
+// rotating is a set-up whose service has a user of its own on the data nodes, with the least ACL and its password in a
+// file.
+func rotating(setUp step) step {
+	return func(t *testing.T, o *outage) {
+		setUp(t, o)
+		o.passwordFile = filepath.Join(t.TempDir(), "password")
+		testkit.Must(t, os.WriteFile(o.passwordFile, []byte(redisPassword+"-1"), 0o600))
+		o.everywhere(t, "ACL", "SETUSER", "least", "on", ">"+redisPassword+"-1", "resetkeys", "~f:*",
+			"-@all", "+set", "+time", "+cluster|slots", "+asking")
+		o.env["REDIS_PASSWORD_FILE"] = o.passwordFile
+		if o.env["REDIS_MODE"] == "sentinel" {
+			o.env["REDIS_URL"] += "&username=least"
+		} else {
+			o.env["REDIS_URL"] = strings.Replace(o.env["REDIS_URL"], "redis://", "redis://least@", 1)
+		}
+	}
+}
+
+// rotate gives the user a second password, then the file, and then takes the first one and all connections away.
+func rotate(t *testing.T, o *outage) {
+	o.everywhere(t, "ACL", "SETUSER", "least", ">"+redisPassword+"-2")
+	testkit.Must(t, os.WriteFile(o.passwordFile+".new", []byte(redisPassword+"-2"), 0o600))
+	testkit.Must(t, os.Rename(o.passwordFile+".new", o.passwordFile))
+	o.everywhere(t, "ACL", "SETUSER", "least", "<"+redisPassword+"-1")
+	o.everywhere(t, "CLIENT", "KILL", "USER", "least")
+}
+
+// everywhere sends a command to all data nodes.
+func (o *outage) everywhere(t *testing.T, args ...any) {
+	t.Helper()
+	servers := []*redistest.Server{o.replica}
+	if o.replica == nil {
+		servers = nil
+	}
+	if servers = append(servers, o.nodes...); o.nodes == nil {
+		servers = append(servers, o.primary)
+	}
+	for _, s := range servers {
+		testkit.Must(t, s.Client(t).Do(t.Context(), args...).Err())
+	}
 }
 
 // onPrimary tells whether a key is that primary's of redistest.Cluster.

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
 // open returns a Writer to the Redis at url. The client's timeouts are the Writer's.
 func open(t *testing.T, mode, url string, timeout time.Duration) *Writer {
 	t.Helper()
-	options, err := redisurl.Parse(mode, url, "", nil)
+	options, err := redisurl.Parse(mode, url, redisurl.Access{})
 	testkit.Must(t, err)
 	client := options.Open(timeout)
 	t.Cleanup(func() { _ = client.Close() })

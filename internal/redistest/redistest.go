@@ -198,11 +198,18 @@ func (s *Server) Client(t testing.TB) *redis.Client {
 // Cluster runs three primaries that share the slots, and returns once all agree.
 func Cluster(t testing.TB) []*Server {
 	t.Helper()
+	return cluster(t, func(args ...string) *Server { return Start(t, args...) })
+}
+
+func cluster(t testing.TB, start func(args ...string) *Server) []*Server {
+	t.Helper()
 	Need(t)
 	var nodes []*Server
 	var clients []*redis.Client
+	var buses []string
 	for i := range 3 {
-		s := Start(t, "--cluster-enabled", "yes", "--cluster-port", FreePort(), "--cluster-node-timeout", "2000",
+		buses = append(buses, FreePort())
+		s := start("--cluster-enabled", "yes", "--cluster-port", buses[i], "--cluster-node-timeout", "2000",
 			"--cluster-require-full-coverage", "no")
 		c := s.Client(t)
 		from, to := i*16384/3, (i+1)*16384/3-1
@@ -210,8 +217,8 @@ func Cluster(t testing.TB) []*Server {
 		testkit.Must(t, c.Do(t.Context(), "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err())
 		nodes, clients = append(nodes, s), append(clients, c)
 	}
-	for _, s := range nodes[1:] {
-		testkit.Must(t, clients[0].Do(t.Context(), "CLUSTER", "MEET", "127.0.0.1", s.Port, s.after[3]).Err())
+	for i, s := range nodes[1:] {
+		testkit.Must(t, clients[0].Do(t.Context(), "CLUSTER", "MEET", "127.0.0.1", s.Port, buses[i+1]).Err())
 	}
 	testkit.WaitFor(t, 20*time.Second, "the cluster to agree", func() bool {
 		for _, c := range clients {
@@ -233,13 +240,27 @@ func Sentinel(t testing.TB) (primary, replica, sentinel *Server) {
 	Need(t)
 	primary = Start(t)
 	replica = Start(t, "--replicaof", "127.0.0.1 "+primary.Port, "--repl-diskless-sync-delay", "0")
+	sentinel = startSentinel(t, primary.Port)
+	waitSentinel(t, primary, sentinel)
+	return primary, replica, sentinel
+}
+
+// startSentinel runs a sentinel that watches the primary on a port.
+func startSentinel(t testing.TB, port string, more ...string) *Server {
+	t.Helper()
 	conf := filepath.Join(t.TempDir(), "sentinel.conf")
-	text := fmt.Sprintf("sentinel monitor mymaster 127.0.0.1 %s 1\n", primary.Port) +
+	text := fmt.Sprintf("sentinel monitor mymaster 127.0.0.1 %s 1\n", port) +
 		"sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
 	testkit.Must(t, os.WriteFile(conf, []byte(text), 0o600))
-	sentinel = &Server{Dir: t.TempDir(), before: []string{conf, "--sentinel"}}
-	testkit.Must(t, sentinel.startOnFreePort())
-	t.Cleanup(sentinel.Stop)
+	s := &Server{Dir: t.TempDir(), before: []string{conf, "--sentinel"}, after: more}
+	testkit.Must(t, s.startOnFreePort())
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// waitSentinel waits until a sentinel has found the primary's replica.
+func waitSentinel(t testing.TB, primary, sentinel *Server) {
+	t.Helper()
 	c := redis.NewSentinelClient(&redis.Options{Addr: sentinel.Addr})
 	defer c.Close()
 	testkit.WaitFor(t, 20*time.Second, "the sentinel to find the replica", func() bool {
@@ -248,5 +269,4 @@ func Sentinel(t testing.TB) (primary, replica, sentinel *Server) {
 		return err == nil && strings.Contains(info, "state=online") &&
 			sentinelErr == nil && len(replicas) == 1 && replicas[0]["master-link-status"] == "ok"
 	})
-	return primary, replica, sentinel
 }

@@ -12,20 +12,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"authsession/internal/testkit"
 )
 
-// StartTLS runs a redis-server that also listens with TLS. certAndKey is a file from CA.Issue.
-func StartTLS(t testing.TB, certAndKey string) *Server {
+// StartTLS runs a redis-server that also listens with TLS. certAndKey is a file from CA.Issue; clients need no
+// certificate unless args say otherwise.
+func StartTLS(t testing.TB, certAndKey string, args ...string) *Server {
 	t.Helper()
 	for range 5 { // another process may take the port before the server does
 		port := FreePort()
-		s := &Server{Dir: t.TempDir(), TLSAddr: "127.0.0.1:" + port, after: []string{
-			"--tls-port", port, "--tls-cert-file", certAndKey, "--tls-key-file", certAndKey,
-			"--tls-ca-cert-file", certAndKey, "--tls-auth-clients", "no"}}
+		s := &Server{Dir: t.TempDir(), TLSAddr: "127.0.0.1:" + port, after: append(tlsArgs(port, certAndKey), args...)}
 		if err := s.startOnFreePort(); err == nil {
 			t.Cleanup(s.Stop)
 			return s
@@ -34,6 +34,34 @@ func StartTLS(t testing.TB, certAndKey string) *Server {
 	out, _ := exec.Command("redis-server", "--version").CombinedOutput()
 	t.Fatalf("redis-server does not start with TLS: %s", out)
 	return nil
+}
+
+func tlsArgs(port, certAndKey string) []string {
+	return []string{"--tls-port", port, "--tls-cert-file", certAndKey, "--tls-key-file", certAndKey,
+		"--tls-ca-cert-file", certAndKey, "--tls-auth-clients", "no"}
+}
+
+// ClusterTLS is Cluster with TLS between the nodes too.
+func ClusterTLS(t testing.TB, certAndKey string) []*Server {
+	t.Helper()
+	return cluster(t, func(args ...string) *Server {
+		return StartTLS(t, certAndKey, append(args, "--tls-cluster", "yes")...)
+	})
+}
+
+// SentinelTLS is Sentinel with TLS between all of them too.
+func SentinelTLS(t testing.TB, certAndKey string) (primary, replica, sentinel *Server) {
+	t.Helper()
+	Need(t)
+	port := func(s *Server) string { _, port, _ := net.SplitHostPort(s.TLSAddr); return port }
+	primary = StartTLS(t, certAndKey, "--tls-replication", "yes")
+	replica = StartTLS(t, certAndKey, "--tls-replication", "yes", "--replicaof", "127.0.0.1 "+port(primary),
+		"--repl-diskless-sync-delay", "0")
+	tlsPort := FreePort()
+	sentinel = startSentinel(t, port(primary), append(tlsArgs(tlsPort, certAndKey), "--tls-replication", "yes")...)
+	sentinel.TLSAddr = "127.0.0.1:" + tlsPort
+	waitSentinel(t, primary, sentinel)
+	return primary, replica, sentinel
 }
 
 // CA is a certificate authority of the test's own.
@@ -60,21 +88,25 @@ func NewCA(t testing.TB) CA {
 	return CA{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), cert, key}
 }
 
-// Issue writes a certificate for an IP address, good until then, and its key to one file.
-func (ca CA) Issue(t testing.TB, ip string, until time.Time) (file string) {
+// Issue writes a certificate for an IP address or a host name, good until then, with the CA's and its key to one file.
+func (ca CA) Issue(t testing.TB, name string, until time.Time) (file string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	testkit.Must(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: until,
-		IPAddresses: []net.IP{net.ParseIP(ip)},
+	}
+	if ip := net.ParseIP(name); ip != nil {
+		template.IPAddresses = []net.IP{ip}
+	} else {
+		template.DNSNames = []string{name}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
 	testkit.Must(t, err)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	testkit.Must(t, err)
-	data := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})...)
+	data := slices.Concat(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), ca.PEM,
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
 	file = filepath.Join(t.TempDir(), "server.pem")
 	testkit.Must(t, os.WriteFile(file, data, 0o600))
 	return file

@@ -59,7 +59,7 @@ func TestBack(t *testing.T) {
 				}
 				return dial(ctx, network, addr)
 			}
-			client := parse(t, Standalone, "redis://"+addr+"?pool_size=10", "", nil).open(timeout, d)
+			client := parse(t, Standalone, "redis://"+addr+"?pool_size=10", Access{}).open(timeout, d)
 			t.Cleanup(func() { _ = client.Close() })
 			isDown.Store(true)
 			began := time.Now()
@@ -161,7 +161,7 @@ func TestBackSentinel(t *testing.T) {
 	_, _, sentinel := redistest.Sentinel(t)
 	noise := testkit.ListenForNoise(t)
 	url := "redis://" + sentinel.Addr + "?master_name=mymaster&pool_size=5"
-	client := parse(t, Sentinel, url, "", nil).Open(time.Second).(*redis.Client)
+	client := parse(t, Sentinel, url, Access{}).Open(time.Second).(*redis.Client)
 	t.Cleanup(func() { _ = client.Close() })
 	set := func() error { return client.Set(t.Context(), "x", "x", time.Minute).Err() }
 	sentinel.Stop()

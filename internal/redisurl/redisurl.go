@@ -3,13 +3,14 @@
 package redisurl
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -46,15 +47,24 @@ type Options struct {
 	secure     *tls.Config // the same one's; nil: no TLS
 }
 
-// Parse reads a URL in go-redis's format for the mode. password, unless "", replaces the URL's; in sentinel mode it is
-// the data nodes'. roots, unless nil, replace the system's and need rediss. An error quotes nothing of the URL:
-// go-redis's own may quote the end of a password.
-func Parse(mode, url, password string, roots *x509.CertPool) (o Options, err error) {
+// Access is what the URL does not say of the way to Redis. Files are read again for each new connection, so that what
+// they hold can change while the service runs.
+type Access struct {
+	PasswordFile string         // "": the URL's password counts. In sentinel mode it is the data nodes'
+	Roots        *x509.CertPool // nil: the system's
+	CertFile     string         // the client's certificate, in PEM; "": none
+	KeyFile      string         // its key
+	ServerName   string         // that certificates of Redis must have; "": the URL's host, or each node's own
+}
+
+// Parse reads a URL in go-redis's format for the mode. What a has for TLS needs rediss. An error quotes nothing of the
+// URL: go-redis's own may quote the end of a password.
+func Parse(mode, url string, a Access) (o Options, err error) {
 	var poolSize int
 	switch mode {
 	case Sentinel:
 		if o.sentinel, err = redis.ParseFailoverURL(url); err == nil {
-			o.sentinel.Password = cmp.Or(password, o.sentinel.Password)
+			o.sentinel.CredentialsProviderContext = a.credentials(o.sentinel.Username)
 			o.secure, poolSize = o.sentinel.TLSConfig, o.sentinel.PoolSize
 			if o.sentinel.MasterName == "" {
 				return o, errors.New("it needs master_name in its query")
@@ -65,12 +75,12 @@ func Parse(mode, url, password string, roots *x509.CertPool) (o Options, err err
 		}
 	case Cluster:
 		if o.cluster, err = redis.ParseClusterURL(url); err == nil {
-			o.cluster.Password = cmp.Or(password, o.cluster.Password)
+			o.cluster.CredentialsProviderContext = a.credentials(o.cluster.Username)
 			o.secure, poolSize = o.cluster.TLSConfig, o.cluster.PoolSize
 		}
 	default:
 		if o.standalone, err = redis.ParseURL(url); err == nil {
-			o.standalone.Password = cmp.Or(password, o.standalone.Password)
+			o.standalone.CredentialsProviderContext = a.credentials(o.standalone.Username)
 			o.secure, poolSize = o.standalone.TLSConfig, o.standalone.PoolSize
 		}
 	}
@@ -80,16 +90,47 @@ func Parse(mode, url, password string, roots *x509.CertPool) (o Options, err err
 	if poolSize < 0 || poolSize > maxPool {
 		return o, fmt.Errorf("pool_size must be at most %d", maxPool) // go-redis would panic
 	}
-	if roots != nil && o.secure == nil {
-		return o, errors.New("REDIS_CA_FILE needs rediss://")
+	if o.secure == nil {
+		if a.Roots != nil || a.CertFile != "" || a.ServerName != "" {
+			return o, errors.New("REDIS_CA_FILE, REDIS_CERT_FILE and REDIS_TLS_SERVER_NAME need rediss://")
+		}
+		return o, nil
 	}
-	if o.secure != nil {
-		o.secure.RootCAs = roots
-		if mode != Standalone {
-			o.secure.ServerName = "" // each node answers for its own name
+	o.secure.RootCAs = a.Roots
+	if mode != Standalone || a.ServerName != "" {
+		o.secure.ServerName = a.ServerName // where that is "", each node answers for its own name
+	}
+	if a.CertFile != "" {
+		o.secure.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
+			return &cert, err
 		}
 	}
 	return o, nil
+}
+
+// credentials is what go-redis asks for a new connection's user and password; nil: it is to use the URL's.
+func (a Access) credentials(user string) func(context.Context) (string, string, error) {
+	if a.PasswordFile == "" {
+		return nil
+	}
+	return func(context.Context) (string, string, error) {
+		password, err := ReadPassword(a.PasswordFile)
+		return user, password, err
+	}
+}
+
+// ReadPassword returns what file holds, without the end of its line. It must hold something.
+func ReadPassword(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	password := strings.TrimRight(string(data), "\r\n")
+	if err == nil && password == "" {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading redis's password: %w", err)
+	}
+	return password, nil
 }
 
 // SkipsVerify tells whether the URL asks to take any certificate for Redis's.

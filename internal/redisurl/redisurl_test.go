@@ -1,10 +1,13 @@
 package redisurl
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -79,7 +82,7 @@ func TestParse(t *testing.T) {
 		{Cluster, "redis://n1?db=s3cret", unfit},
 		{Cluster, "rediss://n1?skip_verify=true", unfit},
 	} {
-		o, err := Parse(test.mode, test.url, "", nil)
+		o, err := Parse(test.mode, test.url, Access{})
 		got := ""
 		if err != nil {
 			got = err.Error()
@@ -108,7 +111,7 @@ func TestParseQuotesNothing(t *testing.T) {
 			"redis://s3cret:s3cret@s3cret?master_name=s3cret&replica_only=true&addr=s3cret:1&s3cret",
 			"rediss://s3cret?skip_verify=s3cret", "redis://\x00s3cret", "redis://s3cret\n",
 		} {
-			_, err := Parse(mode, url, word, x509.NewCertPool())
+			_, err := Parse(mode, url, Access{word, x509.NewCertPool(), word, word, word})
 			if err == nil || strings.Contains(err.Error(), word) {
 				t.Errorf("Parse(%s, %q) = %v, want an error that quotes nothing", mode, url, err)
 			}
@@ -116,35 +119,55 @@ func TestParseQuotesNothing(t *testing.T) {
 	}
 }
 
-// The password replaces the URL's, but not that for the sentinels. "" leaves the URL's.
+// The password file is read for each new connection, and replaces the URL's password but not that for the sentinels.
 func TestParsePassword(t *testing.T) {
-	for _, test := range []struct{ mode, url, password, want string }{
+	file := filepath.Join(t.TempDir(), "password")
+	testkit.Must(t, os.WriteFile(file, []byte("other\r\n"), 0o600))
+	for _, test := range []struct{ mode, url, file, want string }{
 		{Standalone, "redis://u:p@h", "", "u p"},
-		{Standalone, "redis://u:p@h", "other", "u other"},
-		{Standalone, "redis://u@h", "other", "u other"},
-		{Standalone, "redis://h", "other", " other"},
-		{Standalone, "unix://u:p@/run/redis.sock", "other", "u other"},
+		{Standalone, "redis://u:p@h", file, "u other"},
+		{Standalone, "redis://u@h", file, "u other"},
+		{Standalone, "redis://h", file, " other"},
+		{Standalone, "unix://u:p@/run/redis.sock", file, "u other"},
 		{Cluster, "redis://u:p@h", "", "u p"},
-		{Cluster, "redis://u:p@h", "other", "u other"},
+		{Cluster, "redis://u:p@h", file, "u other"},
 		{Sentinel, "redis://su:sp@h?master_name=m&username=u&password=p", "", "u p, sentinels su sp"},
-		{Sentinel, "redis://su:sp@h?master_name=m&username=u&password=p", "other", "u other, sentinels su sp"},
-		{Sentinel, "redis://su:sp@h?master_name=m&username=u", "other", "u other, sentinels su sp"},
-		{Sentinel, "redis://h?master_name=m", "other", " other, sentinels  "},
+		{Sentinel, "redis://su:sp@h?master_name=m&username=u&password=p", file, "u other, sentinels su sp"},
+		{Sentinel, "redis://su:sp@h?master_name=m&username=u", file, "u other, sentinels su sp"},
+		{Sentinel, "redis://h?master_name=m", file, " other, sentinels  "},
 	} {
-		o := parse(t, test.mode, test.url, test.password, nil)
-		var got string
+		o := parse(t, test.mode, test.url, Access{PasswordFile: test.file})
+		var ask func(context.Context) (string, string, error)
+		var user, password, sentinels string
 		switch {
 		case o.standalone != nil:
-			got = o.standalone.Username + " " + o.standalone.Password
+			user, password, ask = o.standalone.Username, o.standalone.Password, o.standalone.CredentialsProviderContext
 		case o.cluster != nil:
-			got = o.cluster.Username + " " + o.cluster.Password
+			user, password, ask = o.cluster.Username, o.cluster.Password, o.cluster.CredentialsProviderContext
 		case o.sentinel != nil:
 			s := o.sentinel
-			got = s.Username + " " + s.Password + ", sentinels " + s.SentinelUsername + " " + s.SentinelPassword
+			user, password, ask = s.Username, s.Password, s.CredentialsProviderContext
+			sentinels = ", sentinels " + s.SentinelUsername + " " + s.SentinelPassword
 		}
-		if got != test.want {
-			t.Errorf("Parse(%s, %s, %q) has %q, want %q", test.mode, test.url, test.password, got, test.want)
+		if ask != nil {
+			var err error
+			user, password, err = ask(t.Context())
+			testkit.Must(t, err)
 		}
+		if got := user + " " + password + sentinels; got != test.want {
+			t.Errorf("Parse(%s, %s, %q) has %q, want %q", test.mode, test.url, test.file, got, test.want)
+		}
+	}
+	ask := parse(t, Standalone, "redis://u:p@h", Access{PasswordFile: file}).standalone.CredentialsProviderContext
+	for text, want := range map[string]string{"next\n": "next", "": "", "\n": ""} {
+		testkit.Must(t, os.WriteFile(file, []byte(text), 0o600))
+		if _, got, err := ask(t.Context()); got != want || (err == nil) != (want != "") {
+			t.Errorf("the password of a file with %q = %q, %v, want %q", text, got, err, want)
+		}
+	}
+	testkit.Must(t, os.Remove(file))
+	if _, _, err := ask(t.Context()); err == nil {
+		t.Error("a file that has gone has a password")
 	}
 }
 
@@ -166,7 +189,10 @@ func TestParseTLS(t *testing.T) {
 		{Cluster, "rediss://h", "", false}, // skip_verify does not fit here
 	} {
 		for _, given := range []*x509.CertPool{nil, roots} {
-			o := parse(t, test.mode, test.url, "", given)
+			o := parse(t, test.mode, test.url, Access{Roots: given})
+			if named := parse(t, test.mode, test.url, Access{ServerName: "n"}); named.secure.ServerName != "n" {
+				t.Errorf("Parse(%s, %s) with a server name has %q", test.mode, test.url, named.secure.ServerName)
+			}
 			secure := o.secure
 			if secure == nil || secure.ServerName != test.serverName || secure.RootCAs != given {
 				t.Errorf("Parse(%s, %s) has %+v, want server name %q, and the roots", test.mode, test.url, secure, test.serverName)
@@ -186,12 +212,13 @@ func TestParseNoTLS(t *testing.T) {
 		{Sentinel, "redis://h?master_name=m"},
 		{Cluster, "redis://h"},
 	} {
-		if o := parse(t, test.mode, test.url, "", nil); o.secure != nil || o.SkipsVerify() {
+		if o := parse(t, test.mode, test.url, Access{}); o.secure != nil || o.SkipsVerify() {
 			t.Errorf("Parse(%s, %s) has %+v, want no TLS", test.mode, test.url, o.secure)
 		}
-		_, err := Parse(test.mode, test.url, "", x509.NewCertPool())
-		if err == nil || err.Error() != "REDIS_CA_FILE needs rediss://" {
-			t.Errorf("Parse(%s, %s) with roots = %v, want that they need rediss", test.mode, test.url, err)
+		for _, a := range []Access{{Roots: x509.NewCertPool()}, {CertFile: "x", KeyFile: "y"}, {ServerName: "n"}} {
+			if _, err := Parse(test.mode, test.url, a); err == nil || !strings.Contains(err.Error(), "need rediss://") {
+				t.Errorf("Parse(%s, %s, %+v) = %v, want that it needs rediss", test.mode, test.url, a, err)
+			}
 		}
 	}
 	if (Options{}).SkipsVerify() {
@@ -211,7 +238,7 @@ func TestOpen(t *testing.T) {
 		{Sentinel, "rediss://h" + query + "&master_name=m&username=u&password=p", "tcp", "FailoverClient"},
 		{Cluster, "rediss://u:p@h:1" + query + "&addr=h2:2", "", "h:1 h2:2"},
 	} {
-		o := parse(t, test.mode, test.url, "", nil)
+		o := parse(t, test.mode, test.url, Access{})
 		for range 2 { // the first leaves the Options as they are
 			client := o.Open(timeout)
 			t.Cleanup(func() { _ = client.Close() })
@@ -290,9 +317,9 @@ func openedCluster(o *redis.ClusterOptions) opened {
 	}
 }
 
-func parse(t *testing.T, mode, url, password string, roots *x509.CertPool) Options {
+func parse(t *testing.T, mode, url string, a Access) Options {
 	t.Helper()
-	o, err := Parse(mode, url, password, roots)
+	o, err := Parse(mode, url, a)
 	if err != nil {
 		t.Fatalf("Parse(%s, %q): %v", mode, url, err)
 	}
