@@ -31,6 +31,7 @@ type config struct {
 	addr          string           // listen address
 	authURL       string           // consent page, up to and with "sess_id="
 	redis         redisurl.Options // how to reach Redis
+	replicas      int              // of Redis, that must have a session
 	keyPrefix     string           // of every key in Redis
 	sessionTTL    time.Duration    // lifetime of a session
 	sealRecords   bool             // records are for whoever has the session's secret
@@ -73,9 +74,11 @@ func printVariables(w io.Writer) {
 // config reads every variable, in the order in which printVariables lists them.
 func (e *fromEnv) config() config {
 	c := config{
-		addr:       e.address("ADDR", ":8080", "listen address"),
-		authURL:    e.authURL("AUTH_URL", "required: the consent page's URL; https, or http to a loopback host"),
-		redis:      e.redis(),
+		addr:    e.address("ADDR", ":8080", "listen address"),
+		authURL: e.authURL("AUTH_URL", "required: the consent page's URL; https, or http to a loopback host"),
+		redis:   e.redis(),
+		replicas: e.count("REDIS_WAIT_REPLICAS", "0",
+			"replicas that must have a session too, by WAIT, 0 to 100; fewer within STORE_TIMEOUT: 503", 0, 100),
 		keyPrefix:  e.text("KEY_PREFIX", "auth_session:", "what every key in Redis begins with"),
 		sessionTTL: e.duration("SESSION_TTL", "30m", "lifetime of a session, 1m to 168h", time.Minute, 168*time.Hour),
 		sealRecords: e.boolean("SEAL_RECORDS", "false",
@@ -97,7 +100,7 @@ func (e *fromEnv) config() config {
 		storeTimeout: e.duration("STORE_TIMEOUT", "1s",
 			"for all Redis work of a request, 1ms to 1m, at most half of SESSION_TTL", time.Millisecond, time.Minute),
 		maxInFlight: e.count("MAX_IN_FLIGHT", "2048", "requests in work at once, 1 to 1000000; above it 503 at once",
-			1_000_000),
+			1, 1_000_000),
 		drainDelay:    e.duration("DRAIN_DELAY", "0s", "after SIGTERM, not ready and still serving, 0s to 1h", 0, time.Hour),
 		shutdownGrace: e.duration("SHUTDOWN_GRACE", "10s", "then, for requests in flight, 0s to 1h", 0, time.Hour),
 		metricsAddr:   e.address("METRICS_ADDR", "", "a second listener, with /metrics; none where not set"),
@@ -214,10 +217,10 @@ func (e *fromEnv) duration(name, fallback, help string, least, most time.Duratio
 	return d
 }
 
-func (e *fromEnv) count(name, fallback, help string, most int) int {
+func (e *fromEnv) count(name, fallback, help string, least, most int) int {
 	n, err := strconv.Atoi(e.text(name, fallback, help))
-	if err != nil || n < 1 || n > most {
-		e.wrong(name, fmt.Sprintf("must be a number from 1 to %d", most))
+	if err != nil || n < least || n > most {
+		e.wrong(name, fmt.Sprintf("must be a number from %d to %d", least, most))
 	}
 	return n
 }

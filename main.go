@@ -200,10 +200,11 @@ func newServer(cfg config, log *slog.Logger) *server {
 	m := newMetrics()
 	return &server{
 		api: api{
-			verifier:    bearer.New(cfg.tokens, log),
-			certHeader:  cfg.certHeader,
-			clients:     cfg.clients,
-			store:       openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, m.redisWrite, m.batchSize, log),
+			verifier:   bearer.New(cfg.tokens, log),
+			certHeader: cfg.certHeader,
+			clients:    cfg.clients,
+			store: openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, cfg.replicas,
+				m.redisWrite, m.batchSize, log),
 			now:         time.Now,
 			authURL:     cfg.authURL,
 			sessionTTL:  cfg.sessionTTL,

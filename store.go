@@ -43,10 +43,10 @@ type store struct {
 
 // openStore does not connect yet; the first call does. took observes the time of each put in seconds, batches how many
 // records each pipeline has.
-func openStore(o redisurl.Options, prefix string, timeout time.Duration,
+func openStore(o redisurl.Options, prefix string, timeout time.Duration, replicas int,
 	took, batches prometheus.Observer, log *slog.Logger) *store {
 	client := o.Open(timeout)
-	return &store{client: client, writer: groupcommit.New(client, timeout, batches, log),
+	return &store{client: client, writer: groupcommit.New(client, timeout, replicas, batches, log),
 		prefix: prefix, timeout: timeout, took: took, log: log}
 }
 
@@ -181,7 +181,7 @@ func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) e
 
 // lack says what an error of check is about, without an address or anything else that is not for callers.
 func lack(err error) string {
-	for _, known := range []error{groupcommit.ErrClock, errNoSlots, errClusterNode} {
+	for _, known := range []error{groupcommit.ErrClock, groupcommit.ErrReplicas, errNoSlots, errClusterNode} {
 		if errors.Is(err, known) {
 			return known.Error()
 		}

@@ -39,7 +39,7 @@ func openTestStore(t testing.TB, mode, url, prefix string, timeout time.Duration
 		t.Fatalf("%s %s: %s", mode, url, e.wrongs)
 	}
 	ignore := prometheus.ObserverFunc(func(float64) {})
-	s := openStore(o, prefix, timeout, ignore, ignore, slog.New(slog.DiscardHandler))
+	s := openStore(o, prefix, timeout, 0, ignore, ignore, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { _ = s.close() })
 	return s
 }

@@ -191,6 +191,32 @@ var faults = []fault{
 		name: "Sentinel: primary stopped", during: "503 504", ready: "redis: ", lasts: 1500 * time.Millisecond,
 		setUp: sentinel, begin: pause, end: promotion, back: failoverLimit, after: demotion,
 	}, {
+		// Until it is told, which takes a second, the old primary goes on acknowledging what it will throw away.
+		name: "Sentinel: SENTINEL FAILOVER", during: "200 503 504", mayLose: 150,
+		setUp: sentinel, begin: failOver, end: promotion, back: failoverLimit,
+	}, {
+		name: "Sentinel: CLIENT PAUSE WRITE, then FAILOVER", during: "503 504", lasts: 1500 * time.Millisecond,
+		setUp: sentinel, end: promotion, back: failoverLimit,
+		begin: func(t *testing.T, o *outage) {
+			testkit.Must(t, o.primary.Client(t).Do(t.Context(), "CLIENT", "PAUSE", 4000, "WRITE").Err())
+			failOver(t, o)
+		},
+	}, {
+		name: "Sentinel: primary killed, replicas 100 ms behind", during: "503 504", ready: "redis: ", mayLose: 25,
+		setUp: twoReplicas, begin: kill, end: promotion, back: failoverLimit,
+	}, {
+		name: "the same with REDIS_WAIT_REPLICAS=1", during: "503 504", ready: "redis: ",
+		env:   map[string]string{"REDIS_WAIT_REPLICAS": "1"},
+		setUp: twoReplicas, begin: kill, end: promotion, back: 15 * time.Second,
+	}, {
+		name: "REDIS_WAIT_REPLICAS=1, no replica", during: "503", ready: "replicas", lasts: 2 * time.Second,
+		env:   map[string]string{"REDIS_WAIT_REPLICAS": "1"},
+		setUp: sentinel, back: answerLimit,
+		begin: func(_ *testing.T, o *outage) { o.replica.Stop() }, end: func(t *testing.T, o *outage) {
+			o.replica.Restart(t)
+			waitInfo(t, o.primary, "replication", "state=online")
+		},
+	}, {
 		name: "Cluster: primary killed", during: "503 504", lasts: 2 * time.Second, mayLose: 5,
 		setUp: cluster, struck: onPrimary(0), begin: kill, end: promotion, back: failoverLimit,
 	}, {
@@ -289,13 +315,14 @@ func TestFaultRetries(t *testing.T) {
 // outage is a fault under way.
 type outage struct {
 	fault
-	noise   *testkit.Noise
-	primary *redistest.Server     // that the fault strikes
-	replica *redistest.Server     // that is to take over
-	nodes   []*redistest.Server   // a cluster's primaries
-	admin   redis.UniversalClient // commands Redis, and looks what is in it
-	proxy   *redistest.Proxy      // nil: none
-	env     map[string]string     // the service's
+	noise    *testkit.Noise
+	primary  *redistest.Server     // that the fault strikes
+	replica  *redistest.Server     // that is to take over
+	sentinel *redistest.Server     // that decides
+	nodes    []*redistest.Server   // a cluster's primaries
+	admin    redis.UniversalClient // commands Redis, and looks what is in it
+	proxy    *redistest.Proxy      // nil: none
+	env      map[string]string     // the service's
 
 	passwordFile string // the service's; "": none
 
@@ -477,7 +504,7 @@ func (o *outage) row(t *testing.T, slowest time.Duration, meanwhile map[int]int,
 	switch {
 	case o.during == "200":
 		back = "-"
-	case o.back == failoverLimit:
+	case o.back >= failoverLimit:
 		back += ", the promotion taking " + inMS(o.healed.Sub(o.began))
 	}
 	t.Logf("meanwhile %s; first 200 %s after healing; answers at most after %s; acknowledged / lost %d / %d",
@@ -531,6 +558,10 @@ func demotion(t *testing.T, o *outage) {
 	waitInfo(t, o.primary, "replication", "role:slave")
 }
 
+func failOver(t *testing.T, o *outage) {
+	testkit.Must(t, o.sentinel.Client(t).Do(t.Context(), "SENTINEL", "FAILOVER", "mymaster").Err())
+}
+
 // insteadOfOK answers SET, and nothing else, with text.
 func insteadOfOK(text string) redistest.Mode {
 	return func(client *net.TCPConn, reply []byte, came time.Time) {
@@ -573,10 +604,28 @@ func sentinel(t *testing.T, o *outage) {
 	const downAfter = 1000 // ms
 	testkit.Must(t, sentinel.Client(t).
 		Do(t.Context(), "SENTINEL", "SET", "mymaster", "down-after-milliseconds", downAfter).Err())
-	o.primary, o.replica = primary, replica
+	o.primary, o.replica, o.sentinel = primary, replica, sentinel
 	o.env["REDIS_MODE"] = "sentinel"
 	o.env["REDIS_URL"] = "redis://" + sentinel.Addr + "?master_name=mymaster"
 	o.useAdmin(t, &redis.Options{Addr: replica.Addr})
+}
+
+// twoReplicas is sentinel with one more replica, which is never promoted, and replication that is late.
+func twoReplicas(t *testing.T, o *outage) {
+	sentinel(t, o)
+	const patience = 60_000 // ms, so that the sentinel leaves the replicas' detour alone
+	testkit.Must(t, o.sentinel.Client(t).
+		Do(t.Context(), "SENTINEL", "SET", "mymaster", "failover-timeout", patience).Err())
+	_, port, _ := net.SplitHostPort(redistest.StartProxy(t, o.primary.Addr, redistest.Late(100*time.Millisecond)).Addr)
+	testkit.Must(t, o.replica.Client(t).Do(t.Context(), "REPLICAOF", "127.0.0.1", port).Err())
+	second := redistest.Start(t, "--replicaof", "127.0.0.1 "+port, "--replica-priority", "0")
+	for _, s := range []*redistest.Server{o.replica, second} {
+		waitInfo(t, s, "replication", "master_link_status:up")
+	}
+	c := o.sentinel.Client(t)
+	testkit.WaitFor(t, 20*time.Second, "the sentinel to know the replicas", func() bool {
+		return strings.Contains(c.Info(t.Context(), "sentinel").Val(), "slaves=2")
+	})
 }
 
 // cluster is three primaries, the first with a replica. What one of them lacks does not concern the others.

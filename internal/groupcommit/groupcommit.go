@@ -17,10 +17,11 @@
 //
 // What an OK means: Redis answers OK to a SET whose expiry has passed by its own clock, and stores nothing; and an OK
 // may come late. So every pipeline also asks for Redis's TIME. No write of it succeeds where that clock is over 2 s off
-// ours, or has come to the write's expiry.
+// ours, or has come to the write's expiry. Where replicas are to have it too, WAIT comes last in the pipeline.
 package groupcommit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,8 @@ var (
 	ErrBusy = errors.New("too many sessions wait to be written")
 	// ErrClock means that Redis's clock is over 2 s off ours, so that nothing is certain of an expiry.
 	ErrClock = errors.New("redis's clock is off ours")
+	// ErrReplicas means that fewer replicas than wanted had the write in time.
+	ErrReplicas = errors.New("too few replicas have what was written")
 
 	errNotOK   = errors.New("redis answered something other than OK")
 	errExpired = fmt.Errorf("the record had expired when redis answered: %w", context.DeadlineExceeded)
@@ -56,11 +59,12 @@ var (
 
 // Writer writes records through one Redis client. Its methods may be called at the same time.
 type Writer struct {
-	client  redis.UniversalClient
-	timeout time.Duration
-	sizes   prometheus.Observer
-	log     *slog.Logger
-	stack   sync.Once // logs the first panic's
+	client   redis.UniversalClient
+	timeout  time.Duration
+	replicas int
+	sizes    prometheus.Observer
+	log      *slog.Logger
+	stack    sync.Once // logs the first panic's
 
 	mu      sync.Mutex
 	lanes   map[*redis.Client]*lane // of the nodes with writes that wait or are in flight
@@ -68,10 +72,12 @@ type Writer struct {
 	ticking bool                    // a tick is due
 }
 
-// New returns a Writer whose writes take up to timeout each. sizes observes how many writes each pipeline has, and log
-// gets the stack of the first panic.
-func New(client redis.UniversalClient, timeout time.Duration, sizes prometheus.Observer, log *slog.Logger) *Writer {
-	return &Writer{client: client, timeout: timeout, sizes: sizes, log: log, lanes: map[*redis.Client]*lane{}}
+// New returns a Writer whose writes take up to timeout each, and succeed only where that many replicas have them. sizes
+// observes how many writes each pipeline has, and log gets the stack of the first panic.
+func New(client redis.UniversalClient, timeout time.Duration, replicas int, sizes prometheus.Observer,
+	log *slog.Logger) *Writer {
+	return &Writer{client: client, timeout: timeout, replicas: replicas, sizes: sizes, log: log,
+		lanes: map[*redis.Client]*lane{}}
 }
 
 // Survive, deferred, makes a panic the function's error. Whatever calls the Redis client on a goroutine that has no
@@ -312,11 +318,11 @@ func (g *Writer) write(node *redis.Client, batch []*write, questions ...redis.Cm
 		}
 	}()
 	defer g.Survive(&panicked)
-	sent := time.Now()
-	last := sent
+	now := time.Now()
+	last := now
 	pipe := node.Pipeline()
 	for _, w := range batch {
-		if !sent.Before(w.deadline) {
+		if !now.Before(w.deadline) {
 			w.end(context.DeadlineExceeded)
 			continue
 		}
@@ -327,24 +333,17 @@ func (g *Writer) write(node *redis.Client, batch []*write, questions ...redis.Cm
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), last)
 	defer cancel()
-	clock := pipe.Time(ctx) // behind the SETs, since go-redis decides by the first reply whether to send all again
-	for _, q := range questions {
-		_ = pipe.Process(ctx, q)
-	}
-	_, sendErr := pipe.Exec(ctx)
-	theirs, skew, clockErr := checkClock(clock, sent)
+	p := g.exec(ctx, pipe, questions...)
 	for _, w := range batch {
 		if w.ended.Load() {
 			continue
 		}
 		err := w.reply()
 		switch {
-		case err == nil && clockErr != nil:
-			err = clockErr
 		case err == nil:
-			err = w.outlives(theirs)
-		case err == errNotOK && sendErr != nil:
-			err = sendErr // the pipeline was not sent, and go-redis leaves the reply empty
+			err = cmp.Or(p.err, w.outlives(p.clock))
+		case err == errNotOK && p.sendErr != nil:
+			err = p.sendErr // the pipeline was not sent, and go-redis leaves the reply empty
 		}
 		if cluster, ok := g.client.(*redis.ClusterClient); ok && mayBeElsewhere(err) {
 			cluster.ReloadState(ctx) // in the background, and not too often: a dead primary names no successor
@@ -355,5 +354,5 @@ func (g *Writer) write(node *redis.Client, batch []*write, questions ...redis.Cm
 		}
 		w.end(err)
 	}
-	return skew
+	return p.skew
 }

@@ -33,7 +33,7 @@ func open(t *testing.T, mode, url string, timeout time.Duration) *Writer {
 	testkit.Must(t, err)
 	client := options.Open(timeout)
 	t.Cleanup(func() { _ = client.Close() })
-	return New(client, timeout, prometheus.ObserverFunc(func(float64) {}), slog.New(slog.DiscardHandler))
+	return New(client, timeout, 0, prometheus.ObserverFunc(func(float64) {}), slog.New(slog.DiscardHandler))
 }
 
 // openAlone is open of a standalone Redis at addr.
@@ -315,6 +315,51 @@ func TestClock(t *testing.T) {
 				t.Errorf("Probe's skew = %s, want some %s", skew, test.ahead)
 			}
 		})
+	}
+}
+
+// Where replicas are to have a write, it succeeds once they have, and fails in time where they are too few, as it does
+// where it looks for its node in a cluster.
+func TestReplicas(t *testing.T) {
+	redistest.Need(t)
+	t.Parallel()
+	primary := redistest.Start(t)
+	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+primary.Port, "--repl-diskless-sync-delay", "0")
+	g := openAlone(t, primary.Addr, time.Second)
+	g.replicas = 1
+	testkit.WaitFor(t, 10*time.Second, "the replica", func() bool {
+		return g.Set("acme", "p:first", []byte("x"), soon()) == nil
+	})
+	for _, c := range callMany(g, 200, "p:") {
+		if c.err != nil {
+			t.Errorf("Set = %v after %s with a replica", c.err, c.took)
+		}
+	}
+	if n := replica.Client(t).DBSize(t.Context()).Val(); n != 201 {
+		t.Errorf("the replica has %d records, want all 201", n)
+	}
+	noise := testkit.ListenForNoise(t)
+	wantTooFew := func(g *Writer) {
+		t.Helper()
+		for _, c := range callMany(g, 20, "p:more") {
+			if extra := noise.Within(c.start, c.end()); !errors.Is(c.err, ErrReplicas) && extra < 50*time.Millisecond ||
+				TimedOut(c.err) && extra < 50*time.Millisecond || c.took > time.Second+extra {
+				t.Errorf("Set = %v after %s with too few replicas, want %v", c.err, c.took, ErrReplicas)
+			}
+		}
+		wantIdle(t, g)
+	}
+	replica.Pause(t)
+	wantTooFew(g)
+	replica.Resume(t)
+
+	nodes := redistest.Cluster(t)
+	c := open(t, redisurl.Cluster, "redis://"+nodes[0].Addr, time.Second)
+	c.replicas = 1
+	wantTooFew(c)
+	w := newWrite("acme", "p:x", []byte("x"), soon(), time.Now().Add(time.Second))
+	if err := c.redirect(c.client.(*redis.ClusterClient), w); !errors.Is(err, ErrReplicas) {
+		t.Errorf("redirect = %v with too few replicas, want %v", err, ErrReplicas)
 	}
 }
 
