@@ -151,6 +151,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(*se
 	running.Go(func() { s.verifier.Run(background) })
 	running.Go(func() { s.store.watch(background) })
 	running.Go(func() { s.clients.Run(background, log) })
+	running.Go(func() { cfg.redis.Follow(background, cfg.storeTimeout) })
 	defer func() {
 		stop()
 		_ = s.store.close() // a check that waits for Redis ends

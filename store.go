@@ -181,7 +181,8 @@ func (s *store) checkNode(ctx context.Context, node *redis.Client, key string) e
 
 // lack says what an error of check is about, without an address or anything else that is not for callers.
 func lack(err error) string {
-	for _, known := range []error{groupcommit.ErrClock, groupcommit.ErrReplicas, errNoSlots, errClusterNode} {
+	for _, known := range []error{groupcommit.ErrClock, groupcommit.ErrReplicas, redisurl.ErrDeposed,
+		errNoSlots, errClusterNode} {
 		if errors.Is(err, known) {
 			return known.Error()
 		}

@@ -31,7 +31,8 @@ const (
 type dialer struct {
 	secure  *tls.Config // nil: no TLS
 	timeout time.Duration
-	retried bool // a failure is to be tried again, which in a cluster leads to another node
+	retried bool                     // a failure is to be tried again, which in a cluster leads to another node
+	deposed *atomic.Pointer[deposed] // nil: none ever is
 	connect func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu      sync.Mutex
@@ -52,6 +53,9 @@ func newDialer(secure *tls.Config, timeout time.Duration) *dialer {
 
 // dial is go-redis's Dialer. Its error is nil.
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if d.refuses(addr) {
+		return d.noConn(ErrDeposed), nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	d.mu.Lock()
@@ -153,11 +157,17 @@ type conn struct {
 
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.replies.Read(p)
+	if c.dialer.refuses(c.addr) {
+		return 0, ErrDeposed
+	}
 	c.tell(n > 0, err)
 	return n, err
 }
 
 func (c *conn) Write(p []byte) (int, error) {
+	if c.dialer.refuses(c.addr) {
+		return 0, ErrDeposed
+	}
 	n, err := c.replies.Write(p)
 	c.tell(false, err)
 	return n, err
@@ -211,7 +221,7 @@ func (e final) Error() string { return e.err.Error() }
 
 func (e final) Is(target error) bool {
 	netErr, ok := errors.AsType[net.Error](e.err)
-	return target == context.DeadlineExceeded && ok && netErr.Timeout()
+	return target == context.DeadlineExceeded && ok && netErr.Timeout() || target == ErrDeposed && e.err == ErrDeposed
 }
 
 // As finds nothing but the system's error.

@@ -45,6 +45,7 @@ type Options struct {
 	sentinel   *redis.FailoverOptions
 	cluster    *redis.ClusterOptions
 	secure     *tls.Config // the same one's; nil: no TLS
+	deposed    *atomic.Pointer[deposed]
 }
 
 // Access is what the URL does not say of the way to Redis. Files are read again for each new connection, so that what
@@ -63,6 +64,7 @@ func Parse(mode, url string, a Access) (o Options, err error) {
 	var poolSize int
 	switch mode {
 	case Sentinel:
+		o.deposed = &atomic.Pointer[deposed]{}
 		if o.sentinel, err = redis.ParseFailoverURL(url); err == nil {
 			o.sentinel.CredentialsProviderContext = a.credentials(o.sentinel.Username)
 			o.secure, poolSize = o.sentinel.TLSConfig, o.sentinel.PoolSize
@@ -139,7 +141,9 @@ func (o Options) SkipsVerify() bool { return o.secure != nil && o.secure.Insecur
 // Open returns a client, which connects when it is first used. Each step of a call may take as long as the whole call,
 // timeout: a reply that comes within it is used.
 func (o Options) Open(timeout time.Duration) redis.UniversalClient {
-	return o.open(timeout, newDialer(o.secure, timeout))
+	d := newDialer(o.secure, timeout)
+	d.deposed = o.deposed
+	return o.open(timeout, d)
 }
 
 func (o Options) open(timeout time.Duration, d *dialer) redis.UniversalClient {
