@@ -76,12 +76,6 @@ func (a *api) createEndUser(w http.ResponseWriter, r *http.Request, n *note) err
 		return err
 	}
 	n.bearer = who
-	const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-	id := make([]byte, 27) // as long as a KSUID
-	_, _ = rand.Read(id)
-	for i := range id {
-		id[i] = letters[int(id[i])%len(letters)]
-	}
-	name := "eu_" + string(id)
+	name := "eu_2" + rand.Text() // 27 letters and digits, as a KSUID of these years
 	return writeJSON(w, appendText(appendText([]byte(`{`), `"end_user_id":`, name), `,"id":`, name))
 }
