@@ -1,13 +1,25 @@
-FROM golang:1.26.8 AS build
+# Built for the machine's own platform, or with buildx for linux/amd64 and linux/arm64, by cross-compiling.
+FROM --platform=$BUILDPLATFORM golang:1.27.4-trixie AS build
 WORKDIR /src
 COPY go.mod go.sum ./
-RUN go mod download
-# .git comes along: the build stamps its revision into the binary (-version).
+RUN --mount=type=cache,target=/go/pkg/mod go mod download
+# .git comes along: the build stamps its revision into the binary, unless REVISION says another.
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /authsession .
+ARG TARGETOS TARGETARCH VERSION="" REVISION=""
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath \
+    -ldflags="-s -w -X main.version=$VERSION -X main.revision=$REVISION" -o /out/authsession . && \
+    deploy/licenses.sh /out/licenses
 
-FROM gcr.io/distroless/static-debian12:nonroot
-COPY --from=build /authsession /authsession
+FROM gcr.io/distroless/static-debian13:nonroot
+ARG VERSION="" REVISION=""
+LABEL org.opencontainers.image.title="authsession" \
+      org.opencontainers.image.description="POST /auth/session of an open-banking platform, over Redis" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+COPY --from=build /out/ /
+USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 CMD ["/authsession", "healthcheck"]
 ENTRYPOINT ["/authsession"]

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"runtime/debug"
 	"strconv"
 	"sync"
@@ -171,15 +172,18 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 }
 
 // build is what this program was built from and with; "" is not known.
-func build() (version, revision, goVersion string) {
+func build() (builtVersion, builtRevision, goVersion string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "", "", ""
+		return version, revision, ""
 	}
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" {
-			revision = setting.Value
+			builtRevision = setting.Value
 		}
 	}
-	return info.Main.Version, revision, info.GoVersion
+	return cmp.Or(version, info.Main.Version), cmp.Or(revision, builtRevision), info.GoVersion
 }
+
+// version and revision are what the linker was told (Dockerfile), or "".
+var version, revision string
