@@ -4,13 +4,9 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,41 +16,6 @@ import (
 )
 
 // The attacks come from a process of their own: thousands of callers in the one that measures would be measured too.
-
-const attackTime = 15 * time.Second // at most, for an attack
-
-// attack is what the attacking process does: each of its connections sends a request, and again after each answer.
-type attack struct {
-	Addr        string
-	Connections int
-	Request     []byte
-}
-
-// attackMain is the attacking process. It reads an attack from stdin, says when it is connected, and ends with stdin.
-func attackMain() {
-	var a attack
-	if err := json.NewDecoder(os.Stdin).Decode(&a); err != nil {
-		panic(err)
-	}
-	var connected sync.WaitGroup
-	for range a.Connections {
-		connected.Add(1)
-		go func() {
-			c, err := net.Dial("tcp", a.Addr)
-			if err != nil {
-				panic(err)
-			}
-			connected.Done()
-			for conn := (&caller{c}); conn.do(a.Request).err == nil; {
-			}
-			_, _ = io.Copy(io.Discard, c)
-		}()
-	}
-	connected.Wait()
-	fmt.Println("connected")
-	time.AfterFunc(attackTime, func() { os.Exit(1) })
-	_, _ = io.Copy(io.Discard, os.Stdin)
-}
 
 // attacked runs f while connections send requests.
 func (s *service) attacked(t *testing.T, connections int, request []byte, f func()) {
