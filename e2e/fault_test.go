@@ -195,7 +195,7 @@ var faults = []fault{
 		name: "Sentinel: SENTINEL FAILOVER", during: "200 503 504", ready: "replace", mayLose: 1,
 		setUp: sentinel, begin: failOver, end: promotion, back: failoverLimit,
 	}, {
-		name: "Sentinel: CLIENT PAUSE WRITE, then FAILOVER", during: "503 504",
+		name: "Sentinel: CLIENT PAUSE WRITE, then FAILOVER", during: "200 503 504", // 200 at the end, by the new one
 		setUp: sentinel, end: promotion, back: failoverLimit,
 		begin: func(t *testing.T, o *outage) {
 			testkit.Must(t, o.primary.Client(t).Do(t.Context(), "CLIENT", "PAUSE", 4000, "WRITE").Err())
@@ -203,11 +203,11 @@ var faults = []fault{
 		},
 	}, {
 		name: "Sentinel: primary killed, replicas 100 ms behind", during: "503 504", ready: "redis: ", mayLose: 25,
-		setUp: twoReplicas, begin: kill, end: promotion, back: failoverLimit,
+		setUp: twoReplicas, begin: killLagging, end: promotion, back: failoverLimit,
 	}, {
 		name: "the same with REDIS_WAIT_REPLICAS=1", during: "503 504", ready: "redis: ",
 		env:   map[string]string{"REDIS_WAIT_REPLICAS": "1"},
-		setUp: twoReplicas, begin: kill, end: promotion, back: 15 * time.Second,
+		setUp: twoReplicas, begin: killLagging, end: promotion, back: 15 * time.Second,
 	}, {
 		name: "REDIS_WAIT_REPLICAS=1, no replica", during: "503", ready: "replicas", lasts: 2 * time.Second,
 		env:   map[string]string{"REDIS_WAIT_REPLICAS": "1"},
@@ -322,6 +322,7 @@ type outage struct {
 	nodes    []*redistest.Server   // a cluster's primaries
 	admin    redis.UniversalClient // commands Redis, and looks what is in it
 	proxy    *redistest.Proxy      // nil: none
+	lag      *redistest.Proxy      // between the primary and its replicas; nil: none
 	env      map[string]string     // the service's
 
 	passwordFile string // the service's; "": none
@@ -527,6 +528,12 @@ func command(args ...any) step {
 
 func kill(_ *testing.T, o *outage) { o.primary.Stop() }
 
+// killLagging kills the primary with all that is on its way to the replicas.
+func killLagging(t *testing.T, o *outage) {
+	o.lag.Set(func(*net.TCPConn, []byte, time.Time) {})
+	kill(t, o)
+}
+
 func restart(t *testing.T, o *outage) { o.primary.Restart(t) }
 
 func pause(t *testing.T, o *outage) { o.primary.Pause(t) }
@@ -616,7 +623,8 @@ func twoReplicas(t *testing.T, o *outage) {
 	const patience = 60_000 // ms, so that the sentinel leaves the replicas' detour alone
 	testkit.Must(t, o.sentinel.Client(t).
 		Do(t.Context(), "SENTINEL", "SET", "mymaster", "failover-timeout", patience).Err())
-	_, port, _ := net.SplitHostPort(redistest.StartProxy(t, o.primary.Addr, redistest.Late(100*time.Millisecond)).Addr)
+	o.lag = redistest.StartProxy(t, o.primary.Addr, redistest.Late(100*time.Millisecond))
+	_, port, _ := net.SplitHostPort(o.lag.Addr)
 	testkit.Must(t, o.replica.Client(t).Do(t.Context(), "REPLICAOF", "127.0.0.1", port).Err())
 	second := redistest.Start(t, "--replicaof", "127.0.0.1 "+port, "--replica-priority", "0")
 	for _, s := range []*redistest.Server{o.replica, second} {
