@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -107,6 +109,20 @@ func TestRedisFails(t *testing.T) {
 	s.wantError(t, c, goodPayload(), goa.ServiceError{Name: "timeout", Timeout: true, Temporary: true})
 	redis.kill()
 	s.wantError(t, c, goodPayload(), goa.ServiceError{Name: "unavailable", Temporary: true})
+}
+
+func TestRate(t *testing.T) {
+	t.Parallel()
+	clients := filepath.Join(t.TempDir(), "clients.json")
+	if err := os.WriteFile(clients, []byte(`{"clients": {"acme": {"sessions_per_minute": 1}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startService(t, startRedis(t), "CLIENTS_FILE="+clients)
+	c := newClient(s.addr, http.DefaultClient)
+	if _, err := c.CreateSession(t.Context(), goodPayload()); err != nil {
+		t.Fatal(err)
+	}
+	s.wantError(t, c, goodPayload(), goa.ServiceError{Name: "too_many_requests", Temporary: true})
 }
 
 // TestFault has the answer of a bug, which nobody can ask the service for, from a

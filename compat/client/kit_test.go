@@ -124,7 +124,8 @@ type service struct {
 	log  *output
 }
 
-func startService(t *testing.T, r *redis) *service {
+// startService has the variables of env, too.
+func startService(t *testing.T, r *redis, env ...string) *service {
 	t.Helper()
 	keySet := filepath.Join(t.TempDir(), "jwks.json")
 	x := base64.RawURLEncoding.EncodeToString(key.Public().(ed25519.PublicKey))
@@ -132,13 +133,13 @@ func startService(t *testing.T, r *redis) *service {
 	if err := os.WriteFile(keySet, set, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, []string{
+	p := start(t, append(env,
 		"ADDR=127.0.0.1:0",
-		"AUTH_URL=" + authURL,
-		"REDIS_URL=" + r.url,
-		"JWKS_URL=file://" + keySet,
-		"SESSION_TTL=" + sessionTTL.String(),
-	}, binary)
+		"AUTH_URL="+authURL,
+		"REDIS_URL="+r.url,
+		"JWKS_URL=file://"+keySet,
+		"SESSION_TTL="+sessionTTL.String(),
+	), binary)
 	s := &service{addr: find(t, &p.stderr, `"msg":"listening","addr":"([^"]+)"`), log: &p.stderr}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		response, err := http.Get("http://" + s.addr + "/readyz")
