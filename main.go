@@ -7,6 +7,7 @@
 //	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key, a sandbox consent page
 //	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
+//	authsession jwks         print the key set of such keys, or of public ones
 //	authsession token        print a token by such a key
 //	authsession -version     print the version
 //
@@ -70,6 +71,8 @@ const usage = `Without arguments authsession serves, set up by the environment v
     	ask the running service's /readyz; exit status 0 or 1
   keygen
     	write a private key to a file, print its key set (more: authsession keygen -h)
+  jwks a.pem b.pem …
+    	print the key set of such keys, or of public ones
   token
     	print a token by such a key (more: authsession token -h)`
 
@@ -97,10 +100,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return healthcheck(cfg.addr, cfg.storeTimeout+2*time.Second)
 	case flags.Arg(0) == "keygen":
 		return keytool.Keygen(flags.Args()[1:], stdout, stderr)
+	case flags.Arg(0) == "jwks":
+		return keytool.JWKS(flags.Args()[1:], stdout, stderr)
 	case flags.Arg(0) == "token":
 		return keytool.Token(flags.Args()[1:], stdout, stderr)
 	case flags.NArg() > 0:
-		return errors.New("the arguments may be one of: healthcheck, keygen, token, -dev, -version")
+		return errors.New("the arguments may be one of: healthcheck, keygen, jwks, token, -dev, -version")
 	case *dev:
 		d, err := startDev(getenv, stdout, stderr)
 		defer d.stop()

@@ -105,12 +105,13 @@ func (k Key) sign(claims map[string]any, typ jose.ContentType) (string, error) {
 	return signed.CompactSerialize()
 }
 
-// Keygen is the command "authsession keygen": it writes a new private key to a file and prints the key set of its
-// public half.
+// Keygen is the command "authsession keygen": it writes a new private key to a file, and prints the key set of its
+// public half, which -jwks has it write to a file too. It overwrites no file; where it fails, it leaves none.
 func Keygen(args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("authsession keygen", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	out := flags.String("out", "", "write the private key to this new `file` (PKCS#8 PEM)")
+	setFile := flags.String("jwks", "", "write the key set to this new `file` too")
 	// Of the default JWT_ALGORITHMS, all that check tokens know ES256, and so does the hardware that a bank may keep
 	// the key in later. Its keys and signatures are small.
 	name := flags.String("alg", string(jose.ES256),
@@ -141,15 +142,28 @@ func Keygen(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("-out must be a new file: %w", err)
 	}
+	made := []string{*out}
 	// A reader of stdout that is gone must fail the write, and not end the process before it has cleaned up.
 	signal.Ignore(syscall.SIGPIPE)
 	defer signal.Reset(syscall.SIGPIPE)
 	err = errors.Join(pem.Encode(file, &pem.Block{Type: "PRIVATE KEY", Bytes: encoded}), file.Close())
+	if err == nil && *setFile != "" {
+		if file, err = os.OpenFile(*setFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err == nil {
+			made = append(made, *setFile)
+			_, err = fmt.Fprintf(file, "%s\n", set)
+			err = errors.Join(err, file.Close())
+		} else {
+			err = fmt.Errorf("-jwks must be a new file: %w", err)
+		}
+	}
 	if err == nil {
 		_, err = fmt.Fprintf(stdout, "%s\n", set)
 	}
 	if err != nil { // a key whose set nobody has seen would only be in the way
-		return fmt.Errorf("writing key and key set: %w", errors.Join(err, os.Remove(*out)))
+		for _, name := range made {
+			err = errors.Join(err, os.Remove(name))
+		}
+		return fmt.Errorf("writing key and key set: %w", err)
 	}
 	return nil
 }
@@ -221,8 +235,7 @@ func readKey(file string, alg jose.SignatureAlgorithm) (Key, error) {
 		return Key{}, errors.New("-key must hold a private key in PKCS#8 PEM, as keygen writes it")
 	}
 	public := jose.JSONWebKey{Key: private.Public()}
-	fitting := slices.DeleteFunc(slices.Clone(bearer.Algorithms),
-		func(known jose.SignatureAlgorithm) bool { return !bearer.Fits(public, known) })
+	fitting := fittingAlgorithms(public)
 	switch {
 	case len(fitting) == 0:
 		return Key{}, fmt.Errorf("-key must be an RSA key of %d bits or more, "+
