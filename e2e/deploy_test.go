@@ -570,6 +570,16 @@ func TestAlerts(t *testing.T) {
 	if alerts == 0 || whys != alerts {
 		t.Errorf("%d alerts say why, of %d", whys, alerts)
 	}
+	doc, err := os.ReadFile("../docs/operate.md")
+	testkit.Must(t, err)
+	for _, alert := range regexp.MustCompile(`- alert: (\w+)`).FindAllSubmatch(rules, -1) {
+		if row := regexp.MustCompile("(?m)^\\| .*`" + string(alert[1]) + "`.* \\| .+ \\|$"); !row.Match(doc) {
+			t.Errorf("docs/operate.md does not say where to look first for %s", alert[1])
+		}
+	}
+	if bytes.Contains(rules, []byte("job=")) {
+		t.Error("a rule holds for one name of the scrape job only")
+	}
 	needTool(t, "promtool", "REQUIRE_PROMTOOL")
 	promtool(t, "check", "rules", filepath.Join(deploy, "alerts.yaml"))
 	promtool(t, "test", "rules", filepath.Join(deploy, "alerts_test.yaml"))
