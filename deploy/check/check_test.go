@@ -122,7 +122,7 @@ func wantConfig(t *testing.T, file string, env map[string]string, grace time.Dur
 		if name != "GOMEMLIMIT" && !bytes.Contains(config, []byte(`"`+name+`"`)) {
 			t.Errorf("%s: the service has no variable %s", file, name)
 		}
-		if name == "REDIS_PASSWORD_FILE" { // is not there
+		if strings.HasPrefix(value, "/run/secrets/") { // is not there
 			continue
 		}
 		run.Env = append(run.Env, name+"="+value)
@@ -214,6 +214,9 @@ func TestKubernetes(t *testing.T) {
 	env := map[string]string{}
 	for _, v := range c.Env {
 		env[v.Name] = v.Value
+	}
+	if !strings.HasPrefix(env["REDIS_URL"], "rediss://") || env["REDIS_CA_FILE"] == "" {
+		t.Errorf("Redis is reached without TLS: %s", env["REDIS_URL"])
 	}
 	wantConfig(t, "kubernetes.yaml", env, time.Duration(*pod.TerminationGracePeriodSeconds)*time.Second)
 }
