@@ -294,3 +294,28 @@ func TestConfigHelp(t *testing.T) {
 		}
 	}
 }
+
+// The recipes of docs/identity-providers.md are settings that the service takes, whole ones.
+func TestConfigIdentityProviders(t *testing.T) {
+	text, err := os.ReadFile("docs/identity-providers.md")
+	testkit.Must(t, err)
+	recipes := strings.Split(string(text), "\n```\n")
+	if len(recipes) != 9 { // text and recipe by turns
+		t.Fatalf("%d recipes, want 4", len(recipes)/2)
+	}
+	for i := 1; i < len(recipes); i += 2 {
+		env := map[string]string{}
+		for line := range strings.Lines(recipes[i]) {
+			setting, _, _ := strings.Cut(line, " # ")
+			if name, value, ok := strings.Cut(setting, "="); ok {
+				env[name] = strings.NewReplacer("<", "", ">", "", " ", "").Replace(strings.TrimSpace(value))
+			}
+		}
+		c, err := loadTestConfig(env)
+		if err != nil || len(env) != 4 || c.tokens.Issuer != env["JWT_ISSUER"] || c.tokens.Audience != env["JWT_AUDIENCE"] ||
+			strings.Join(c.tokens.ClientClaims, ",") != env["JWT_CLIENT_CLAIM"] ||
+			!strings.Contains(env["JWKS_URL"], strings.Split(env["JWT_ISSUER"], "/")[2]) {
+			t.Errorf("recipe %v: %v", env, err)
+		}
+	}
+}
