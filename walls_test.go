@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 		"redisurl", "sandbox", "seal", "strictjson"},
 	"bench":                nil,
 	"bench/floor":          nil,
+	"bench/noop":           nil,
 	"docs/examples":        nil,
 	"internal/bearer":      {"strictjson"},
 	"internal/clients":     {"redirecturi", "strictjson"},

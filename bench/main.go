@@ -1,23 +1,21 @@
-// Bench measures the service against the floor (bench/floor), both over one redis-server
-// on this machine, and writes bench/results.md and bench/chart.svg. From the root of the
-// repository, with redis-server and wrk (Debian's packages) on the PATH:
+// Bench measures the service against two others: the floor (bench/floor), the least that a session service could do,
+// and noop (bench/noop), the most that net/http gives. Service and floor write to the same redis-server here.
+// The results are bench/results.md and bench/chart.svg. From the root of the repository, with redis-server and wrk
+// (Debian's packages) on the PATH:
 //
 //	go run ./bench          all of it, some 6 minutes
 //	go run ./bench -short   one round of a second each, to see that it works
 //
-// The two take turns within each round, since the machine's speed drifts; the figures
-// are medians over the rounds, and of one run.
+// All take turns within each round, since the machine's speed drifts; the figures are medians over the rounds, and of
+// one run.
 package main
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
 	"log"
 	"math"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +24,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -37,7 +34,7 @@ var connections = []int{1, 16, 64, 256, 1024}
 func main() {
 	short := flag.Bool("short", false, "one round of a second each")
 	flag.Parse()
-	rounds, seconds := 9, 3
+	rounds, seconds := 7, 2
 	if *short {
 		rounds, seconds = 1, 1
 	}
@@ -45,166 +42,10 @@ func main() {
 	if err == nil {
 		err = b.run(rounds, seconds, *short)
 	}
-	if b != nil {
-		b.stop()
-	}
+	b.stop()
 	if err != nil {
 		log.Fatal(err)
 	}
-}
-
-// bench is the running processes and what wrk sends.
-type bench struct {
-	dir              string
-	redis            *process
-	service, floor   *process
-	client           *redis.Client
-	token            string
-	startToFirst     time.Duration
-	idleRSS, binSize float64 // MB
-}
-
-type process struct {
-	cmd  *exec.Cmd
-	addr string
-}
-
-func start() (*bench, error) {
-	b := &bench{}
-	var err error
-	if b.dir, err = os.MkdirTemp("", "authsession-bench"); err != nil {
-		return b, err
-	}
-	serviceBin, floorBin := filepath.Join(b.dir, "authsession"), filepath.Join(b.dir, "floor")
-	for bin, pkg := range map[string]string{serviceBin: ".", floorBin: "./bench/floor"} {
-		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return b, fmt.Errorf("building %s: %v: %s", pkg, err, out)
-		}
-	}
-	if info, err := os.Stat(serviceBin); err == nil {
-		b.binSize = float64(info.Size()) / 1e6
-	}
-	redisAddr := freeAddr()
-	_, port, _ := net.SplitHostPort(redisAddr)
-	b.redis, err = b.launch(redisAddr, nil,
-		"redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", b.dir)
-	if err != nil {
-		return b, err
-	}
-	b.client = redis.NewClient(&redis.Options{Addr: redisAddr})
-	addr := freeAddr()
-	if b.floor, err = b.launch(addr, nil, floorBin, addr, redisAddr); err != nil {
-		return b, err
-	}
-	// -dev makes a key and a token; Redis and all else are as in production. The log goes to a file, a line a request.
-	addr = freeAddr()
-	began := time.Now()
-	env := []string{"ADDR=" + addr, "AUTH_URL=https://consent.example/", "REDIS_URL=redis://" + redisAddr,
-		"JWT_ALGORITHMS=RS256", "JWT_ISSUER=bench", "JWT_AUDIENCE=bench"}
-	if b.service, err = b.launch(addr, env, serviceBin, "-dev"); err != nil {
-		return b, err
-	}
-	if b.token, err = b.readToken(); err != nil {
-		return b, err
-	}
-	for time.Since(began) < 10*time.Second {
-		r, _ := http.NewRequest(http.MethodPost, "http://"+addr+"/auth/session", strings.NewReader(usualBody))
-		r.Header.Set("Authorization", "Bearer "+b.token)
-		response, err := http.DefaultClient.Do(r)
-		if err == nil {
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				b.startToFirst = time.Since(began)
-				break
-			}
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-	if b.startToFirst == 0 {
-		return b, fmt.Errorf("the service does not answer: see %s", b.dir)
-	}
-	time.Sleep(time.Second)
-	b.idleRSS = b.service.rss()
-	return b, nil
-}
-
-// launch starts a program with its output in files, and waits until it listens on addr.
-func (b *bench) launch(addr string, env []string, name string, args ...string) (*process, error) {
-	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), env...)
-	stdout, err := os.Create(filepath.Join(b.dir, filepath.Base(name)+".out"))
-	if err != nil {
-		return nil, err
-	}
-	stderr, err := os.Create(filepath.Join(b.dir, filepath.Base(name)+".err"))
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stdout, cmd.Stderr = stdout, stderr
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	for range 2000 {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			return &process{cmd, addr}, c.Close()
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-	_ = cmd.Process.Kill()
-	return nil, fmt.Errorf("%s does not listen", name)
-}
-
-func (b *bench) readToken() (string, error) {
-	out, err := os.ReadFile(filepath.Join(b.dir, "authsession.out"))
-	if err != nil {
-		return "", err
-	}
-	match := regexp.MustCompile(`Bearer ([\w.-]+)`).FindSubmatch(out)
-	if match == nil {
-		return "", fmt.Errorf("no token in %q", out)
-	}
-	return string(match[1]), nil
-}
-
-func (b *bench) stop() {
-	for _, p := range []*process{b.service, b.floor, b.redis} {
-		if p != nil {
-			_ = p.cmd.Process.Signal(syscall.SIGTERM)
-			_ = p.cmd.Wait()
-		}
-	}
-	_ = os.RemoveAll(b.dir)
-}
-
-func freeAddr() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// rss is the process's resident memory in MB.
-func (p *process) rss() float64 {
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	match := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
-	if match == nil {
-		return math.NaN()
-	}
-	kb, _ := strconv.ParseFloat(string(match[1]), 64)
-	return kb / 1000
-}
-
-// cpu is the processor time used so far; the kernel counts it in 10 ms.
-func (p *process) cpu() time.Duration {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 const usualBody = `{ "cancel_uri": "https://acme.com/cancel", "end_user_id": "eu_2yRHN2ag2y4p8kCtm5DOeccZEXB", ` +
@@ -221,7 +62,14 @@ type sample struct {
 	cpu, redisCPU, rssMB float64 // cpu a request
 }
 
-func (b *bench) wrk(p *process, connections, seconds int, body string) (sample, error) {
+// load is what wrk sends to each program, and how often.
+type load struct {
+	rounds, seconds, connections int
+	body                         string
+	keep                         bool // the sessions that are in Redis, from round to round
+}
+
+func (b *bench) wrk(p *program, l load) (sample, error) {
 	script := filepath.Join(b.dir, "wrk.lua")
 	lua := fmt.Sprintf(`wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -232,19 +80,19 @@ done = function(summary, latency)
   print(string.format("RESULT %%d %%d %%d %%d %%d", summary.requests, summary.duration,
     latency:percentile(50), latency:percentile(99), e.status + e.connect + e.read + e.write + e.timeout))
 end
-`, b.token, body)
+`, p.token, l.body)
 	if err := os.WriteFile(script, []byte(lua), 0o600); err != nil {
 		return sample{}, err
 	}
-	cpu, redisCPU := p.cpu(), b.redis.cpu()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(seconds+30)*time.Second)
+	cpu, redisCPU := p.cpu(), p.redisCPU()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(l.seconds+30)*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "wrk", "-t1", "-c", strconv.Itoa(connections),
-		"-d", strconv.Itoa(seconds)+"s", "-s", script, "http://"+p.addr+"/auth/session").CombinedOutput()
+	out, err := exec.CommandContext(ctx, "wrk", "-t1", "-c", strconv.Itoa(l.connections),
+		"-d", strconv.Itoa(l.seconds)+"s", "-s", script, "http://"+p.addr+"/auth/session").CombinedOutput()
 	if err != nil {
 		return sample{}, fmt.Errorf("wrk: %v: %s", err, out)
 	}
-	cpu, redisCPU = p.cpu()-cpu, b.redis.cpu()-redisCPU
+	cpu, redisCPU = p.cpu()-cpu, p.redisCPU()-redisCPU
 	var requests, micros, p50, p99, failed float64
 	_, after, _ := strings.Cut(string(out), "RESULT ")
 	if _, err := fmt.Sscan(after, &requests, &micros, &p50, &p99, &failed); err != nil || failed > 0 || requests == 0 {
@@ -256,31 +104,37 @@ end
 	}, nil
 }
 
-// compare runs both in turns, and returns the medians of service, floor, and their ratio
-// within each round.
-func (b *bench) compare(rounds, seconds, connections int, body string, keep bool) (
-	service, floor, ratio sample, err error,
-) {
-	var services, floors, ratios []sample
-	for range rounds {
-		if !keep {
-			if err := b.client.FlushAll(context.Background()).Err(); err != nil {
-				return service, floor, ratio, err
+// compare runs the programs in turns. It returns each one's medians, and those of the first one's ratios to it within
+// the rounds.
+func (b *bench) compare(l load, programs ...*program) (medians, ratios []sample, err error) {
+	samples, over := make([][]sample, len(programs)), make([][]sample, len(programs))
+	for round := range l.rounds {
+		for _, s := range programs[0].redis {
+			if l.keep {
+				break
+			}
+			if err := s.client.FlushAll(context.Background()).Err(); err != nil {
+				return nil, nil, err
 			}
 		}
-		f, err := b.wrk(b.floor, connections, seconds, body)
-		if err != nil {
-			return service, floor, ratio, err
+		for i := range programs {
+			i = (i + round) % len(programs)
+			s, err := b.wrk(programs[i], l)
+			if err != nil {
+				return nil, nil, err
+			}
+			samples[i] = append(samples[i], s)
 		}
-		s, err := b.wrk(b.service, connections, seconds, body)
-		if err != nil {
-			return service, floor, ratio, err
+		for i := range programs {
+			a, b := samples[0][round], samples[i][round]
+			over[i] = append(over[i], sample{a.rate / b.rate, a.p50 / b.p50, a.p99 / b.p99,
+				a.cpu / b.cpu, a.redisCPU / b.redisCPU, a.rssMB / b.rssMB})
 		}
-		services, floors = append(services, s), append(floors, f)
-		ratios = append(ratios, sample{s.rate / f.rate, s.p50 / f.p50, s.p99 / f.p99,
-			s.cpu / f.cpu, s.redisCPU / f.redisCPU, s.rssMB / f.rssMB})
 	}
-	return median(services), median(floors), median(ratios), nil
+	for i := range programs {
+		medians, ratios = append(medians, median(samples[i])), append(ratios, median(over[i]))
+	}
+	return medians, ratios, nil
 }
 
 func median(samples []sample) sample {
@@ -308,39 +162,30 @@ func (b *bench) run(rounds, seconds int, short bool) error {
 		"medians of %d rounds of %d s.\n\n", runtime.NumCPU(), runtime.Version(), rounds, seconds)
 	fmt.Fprintf(&out, "Binary %.1f MB; start to first answer %d ms; resident memory idle %.0f MB.\n\n",
 		b.binSize, b.startToFirst.Milliseconds(), b.idleRSS)
-	out.WriteString("Each cell: the service / the floor, and the median ratio.\n\n")
+	out.WriteString("Each cell: the service / the floor, or / noop, and the median ratio.\n\n")
 	const columns = "| requests/s | p50 ms | p99 ms | CPU µs/request | Redis CPU µs/request | memory MB |\n" +
 		"|---|---|---|---|---|---|---|\n"
 	out.WriteString("| connections " + columns)
-	var rates [][2]float64
+	var rates [][]float64
+	var limits []string
 	for _, c := range connections {
-		s, f, r, err := b.compare(rounds, seconds, c, usualBody, false)
+		l := load{rounds: rounds, seconds: seconds, connections: c, body: usualBody}
+		m, r, err := b.compare(l, b.service, b.floor, b.noop)
 		if err != nil {
 			return err
 		}
-		rates = append(rates, [2]float64{s.rate, f.rate})
-		row(&out, strconv.Itoa(c), s, f, r)
+		rates = append(rates, []float64{m[0].rate, m[1].rate, m[2].rate})
+		row(&out, strconv.Itoa(c), m[0], m[1], r[1])
+		row(&out, strconv.Itoa(c)+", noop", m[0], m[2], r[2])
+		if c == 64 || c == 256 {
+			limits = append(limits, fmt.Sprintf("at %d connections %.0f%% of noop's requests/s, %.2f times its CPU a request",
+				c, 100*r[2].rate, r[2].cpu))
+		}
 	}
+	fmt.Fprintf(&out, "\nShare of the limit that net/http sets: %s.\n", strings.Join(limits, "; "))
 	out.WriteString("\n64 connections, as cost grows:\n\n| " + columns)
-	few := min(rounds, 3)
-	s, f, r, err := b.compare(few, seconds, 64, longBody, false)
-	if err != nil {
+	if err := b.grow(&out, min(rounds, 3), seconds, short); err != nil {
 		return err
-	}
-	row(&out, "two URIs of 2 KB", s, f, r)
-	for _, sessions := range []int{100_000, 1_000_000} {
-		if short && sessions > 100_000 {
-			break
-		}
-		perSession, err := b.fill(sessions)
-		if err != nil {
-			return err
-		}
-		s, f, r, err := b.compare(few, seconds, 64, usualBody, true)
-		if err != nil {
-			return err
-		}
-		row(&out, fmt.Sprintf("%d sessions there, %.0f bytes of Redis each", sessions, perSession), s, f, r)
 	}
 	fmt.Print(out.String())
 	if short {
@@ -352,15 +197,93 @@ func (b *bench) run(rounds, seconds int, short bool) error {
 	return os.WriteFile("bench/chart.svg", []byte(chart(rates)), 0o644)
 }
 
-func row(out *strings.Builder, name string, s, f, r sample) {
+// grow writes a row for each thing that makes a request dearer.
+func (b *bench) grow(out *strings.Builder, rounds, seconds int, short bool) error {
+	usual := load{rounds: rounds, seconds: seconds, connections: 64, body: usualBody}
+	add := func(name string, l load, service, floor *program) error {
+		m, r, err := b.compare(l, service, floor)
+		if err == nil {
+			row(out, name, m[0], m[1], r[1])
+		}
+		return err
+	}
+	long := usual
+	long.body = longBody
+	if err := add("two URIs of 2 KB", long, b.service, b.floor); err != nil {
+		return err
+	}
+	sealed, err := b.startService(b.redis, "SEAL_RECORDS=true")
+	if err != nil {
+		return err
+	}
+	if err := add("SEAL_RECORDS=true", usual, sealed, b.floor); err != nil {
+		return err
+	}
+	file := filepath.Join(b.dir, "clients.json")
+	if err := os.WriteFile(file, []byte(clientsFile(1000)), 0o600); err != nil {
+		return err
+	}
+	listed, err := b.startService(b.redis, "CLIENTS_FILE="+file)
+	if err != nil {
+		return err
+	}
+	if err := add("CLIENTS_FILE of 1,000 clients", usual, listed, b.floor); err != nil {
+		return err
+	}
+	for _, sessions := range []int{100_000, 1_000_000} {
+		if short && sessions > 100_000 {
+			break
+		}
+		perSession, err := b.fill(sessions)
+		if err != nil {
+			return err
+		}
+		full := usual
+		full.keep = true
+		name := fmt.Sprintf("%d sessions there, %.0f bytes of Redis each", sessions, perSession)
+		if err := add(name, full, b.service, b.floor); err != nil {
+			return err
+		}
+	}
+	cluster, err := b.startCluster()
+	if err != nil {
+		return err
+	}
+	service, err := b.startService(cluster, "REDIS_MODE=cluster")
+	if err != nil {
+		return err
+	}
+	floor, err := b.startFloor(cluster)
+	if err != nil {
+		return err
+	}
+	return add("REDIS_MODE=cluster, three primaries", usual, service, floor)
+}
+
+// clientsFile has so many clients, all with the usual URIs. One is -dev's, without a limit to its rate.
+func clientsFile(clients int) string {
+	const uris = `"redirect_uris": ["https://acme.com/success", "https://acme.com/cancel"], "institution_ids": ["10"]`
+	var s strings.Builder
+	fmt.Fprintf(&s, `{"clients": {"dev": {%s}`, uris)
+	for i := range clients - 1 {
+		fmt.Fprintf(&s, `, "client-%d": {%s, "sessions_per_minute": 600}`, i, uris)
+	}
+	return s.String() + "}}"
+}
+
+func row(out *strings.Builder, name string, s, o, r sample) {
 	fmt.Fprintf(out, "| %s |", name)
 	for _, c := range [][3]float64{
-		{s.rate, f.rate, r.rate}, {s.p50 / 1000, f.p50 / 1000, r.p50}, {s.p99 / 1000, f.p99 / 1000, r.p99},
-		{s.cpu, f.cpu, r.cpu}, {s.redisCPU, f.redisCPU, r.redisCPU}, {s.rssMB, f.rssMB, r.rssMB},
+		{s.rate, o.rate, r.rate}, {s.p50 / 1000, o.p50 / 1000, r.p50}, {s.p99 / 1000, o.p99 / 1000, r.p99},
+		{s.cpu, o.cpu, r.cpu}, {s.redisCPU, o.redisCPU, r.redisCPU}, {s.rssMB, o.rssMB, r.rssMB},
 	} {
 		digits := 0
 		if c[0] < 100 {
 			digits = 1
+		}
+		if c[1] == 0 { // noop's Redis
+			fmt.Fprintf(out, " %.*f / none |", digits, c[0])
+			continue
 		}
 		fmt.Fprintf(out, " %.*f / %.*f, **%.2f** |", digits, c[0], digits, c[1], c[2])
 	}
@@ -370,16 +293,17 @@ func row(out *strings.Builder, name string, s, f, r sample) {
 // fill leaves only this many session records in Redis, and returns the bytes each takes.
 func (b *bench) fill(sessions int) (float64, error) {
 	ctx := context.Background()
-	if err := b.client.FlushAll(ctx).Err(); err != nil {
+	client := b.redis[0].client
+	if err := client.FlushAll(ctx).Err(); err != nil {
 		return 0, err
 	}
-	before, err := b.used(ctx)
+	before, err := used(ctx, client)
 	if err != nil {
 		return 0, err
 	}
 	expires := time.Now().Add(time.Hour).Unix()
 	for done := 0; done < sessions; done += 10_000 {
-		pipe := b.client.Pipeline()
+		pipe := client.Pipeline()
 		for i := done; i < done+10_000; i++ {
 			value := fmt.Sprintf(`{"v":1,"id":"01m82zc9k9jjtp0wq3n5ad4p7q","client_id":"acme",`+
 				`"end_user_id":"eu_2yRHN2ag2y4p8kCtm5DOeccZEXB","institution_id":"10",`+
@@ -391,12 +315,13 @@ func (b *bench) fill(sessions int) (float64, error) {
 			return 0, err
 		}
 	}
-	after, err := b.used(ctx)
+	after, err := used(ctx, client)
 	return (after - before) / float64(sessions), err
 }
 
-func (b *bench) used(ctx context.Context) (float64, error) {
-	info, err := b.client.Info(ctx, "memory").Result()
+// used is the memory that Redis uses, in bytes.
+func used(ctx context.Context, client *redis.Client) (float64, error) {
+	info, err := client.Info(ctx, "memory").Result()
 	match := regexp.MustCompile(`used_memory:(\d+)`).FindStringSubmatch(info)
 	if err != nil || match == nil {
 		return 0, fmt.Errorf("reading redis's memory: %v", err)
@@ -405,20 +330,20 @@ func (b *bench) used(ctx context.Context) (float64, error) {
 }
 
 // chart is a bar chart of requests a second, readable on light and dark.
-func chart(rates [][2]float64) string {
+func chart(rates [][]float64) string {
 	const width, height, left, bottom = 640, 320, 60, 40
 	most := 0.0
 	for _, r := range rates {
-		most = max(most, r[0], r[1])
+		most = max(most, slices.Max(r))
 	}
 	most = math.Ceil(most/5000) * 5000
 	y := func(v float64) float64 { return 30 + (height-30-bottom)*(1-v/most) }
 	var s strings.Builder
 	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" `+
-		`font-size="12" role="img" aria-label="Requests a second by connections, service and floor">
+		`font-size="12" role="img" aria-label="Requests a second by connections: service, floor and noop">
 <style>
-.t{fill:#24292f}.g{stroke:#d0d7de}.s{fill:#0969da}.f{fill:#8c959f}
-@media(prefers-color-scheme:dark){.t{fill:#e6edf3}.g{stroke:#30363d}.s{fill:#4493f8}.f{fill:#6e7681}}
+.t{fill:#24292f}.g{stroke:#d0d7de}.s{fill:#0969da}.f{fill:#8c959f}.n{fill:#bf8700}
+@media(prefers-color-scheme:dark){.t{fill:#e6edf3}.g{stroke:#30363d}.s{fill:#4493f8}.f{fill:#6e7681}.n{fill:#9e6a03}}
 </style>
 `, width, height)
 	for v := 0.0; v <= most; v += 5000 {
@@ -428,9 +353,9 @@ func chart(rates [][2]float64) string {
 	group := float64(width-left-10) / float64(len(rates))
 	for i, r := range rates {
 		x := left + group*float64(i) + group/2
-		for j, class := range []string{"s", "f"} {
-			fmt.Fprintf(&s, `<rect class="%s" x="%.1f" y="%.1f" width="34" height="%.1f"/>`+"\n",
-				class, x-36+38*float64(j), y(r[j]), float64(height-bottom)-y(r[j]))
+		for j, class := range []string{"s", "f", "n"} {
+			fmt.Fprintf(&s, `<rect class="%s" x="%.1f" y="%.1f" width="28" height="%.1f"/>`+"\n",
+				class, x-46+32*float64(j), y(r[j]), float64(height-bottom)-y(r[j]))
 		}
 		fmt.Fprintf(&s, `<text class="t" x="%.1f" y="%d" text-anchor="middle">%d</text>`+"\n",
 			x, height-bottom+16, connections[i])
@@ -438,7 +363,8 @@ func chart(rates [][2]float64) string {
 	fmt.Fprintf(&s, `<text class="t" x="%d" y="%d" text-anchor="middle">connections</text>
 <rect class="s" x="%d" y="8" width="12" height="12"/><text class="t" x="%d" y="18">authsession, requests/s</text>
 <rect class="f" x="%d" y="8" width="12" height="12"/><text class="t" x="%d" y="18">floor: decode, one SET, encode</text>
+<rect class="n" x="%d" y="8" width="12" height="12"/><text class="t" x="%d" y="18">noop: net/http alone</text>
 </svg>
-`, (width+left)/2, height-6, left, left+18, left+190, left+208)
+`, (width+left)/2, height-6, left, left+18, left+190, left+208, left+400, left+418)
 	return s.String()
 }

@@ -1,5 +1,6 @@
 // Floor is the least that a session service could do, to measure the real one against:
-// decode the body, one SET, encode an answer. It checks nothing.
+// decode the body, one SET, encode an answer. It checks nothing. Its arguments are where it listens and where Redis is,
+// and "cluster" where that is a node of one.
 package main
 
 import (
@@ -22,7 +23,9 @@ type record struct {
 }
 
 func main() {
-	client := redis.NewClient(&redis.Options{Addr: os.Args[2]})
+	client := redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs: []string{os.Args[2]}, IsClusterMode: len(os.Args) > 3,
+	})
 	var count atomic.Int64
 	http.HandleFunc("POST /auth/session", func(w http.ResponseWriter, r *http.Request) {
 		var body record
