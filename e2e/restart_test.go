@@ -20,6 +20,7 @@ import (
 // over ten restarts under 2,000 requests a second.
 func TestGatewayRestart(t *testing.T) {
 	needTool(t, "nginx", "REQUIRE_NGINX")
+	redistest.Need(t) // the embedded one is too slow for this
 	const (
 		callers  = 128
 		period   = 64 * time.Millisecond // of a caller's requests: all send at once
