@@ -221,7 +221,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 		trusted:   cfg.trusted,
 		metrics:   m,
 		log:       log,
-		overShare: rate.NewLimiter(1000, 100),
+		overShare: rate.NewLimiter(5000, 500),
 	}
 }
 

@@ -201,7 +201,7 @@ func skipBody(w http.ResponseWriter) {
 }
 
 // slowDown has a connection wait half a second before its next request, where clients over their share are refused more
-// than 1,000 times a second. Or else one client that asks again at once on thousands of connections takes the processor
+// than 5,000 times a second. Or else one client that asks again at once on thousands of connections takes the processor
 // from all others. A gateway's connection, with X-Forwarded-For in its requests, is other clients' too: it does not
 // wait.
 func (s *server) slowDown(w http.ResponseWriter, r *http.Request) {

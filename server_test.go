@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"authsession/internal/fairshare"
 	"authsession/internal/testkit"
+
+	"golang.org/x/time/rate"
 )
 
 // headerTimeout is newHTTPServer's for a request's header.
@@ -343,6 +346,40 @@ func TestLastRequest(t *testing.T) {
 				t.Errorf("Connection = %q, want close", got)
 			}
 			w.wantClosed(t)
+		})
+	}
+}
+
+// Where too many are refused for their client's share, a connection waits before its next request, but not before its
+// answer, and not a gateway's.
+func TestSlowDown(t *testing.T) {
+	ts := newTestServer(t, map[string]string{"MAX_IN_FLIGHT": "1"}, func(s *server) {
+		s.overShare = rate.NewLimiter(0, 0)
+		s.inFlight = fairshare.New(4)
+	})
+	for range 3 { // all that one client may have
+		testkit.Must(t, ts.inFlight.Take("acme"))
+	}
+	for name, test := range map[string]struct {
+		header string
+		slow   bool
+	}{
+		"caller":  {"X-A: b", true},
+		"gateway": {"X-Forwarded-For: 192.0.2.1", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			request := message("POST /auth/session HTTP/1.1", "Host: x", ts.authorization(t), goodLength, test.header) + goodBody
+			w := ts.dial(t)
+			start := time.Now()
+			w.send(t, request)
+			w.answer(t, "POST").WantError(t, 503, "unavailable")
+			first := time.Since(start)
+			w.send(t, request)
+			w.answer(t, "POST").WantError(t, 503, "unavailable")
+			second := time.Since(start) - first
+			if slow := second > 300*time.Millisecond; slow != test.slow || first > 300*time.Millisecond {
+				t.Errorf("answers took %s and %s, want the second slow: %t", first, second, test.slow)
+			}
 		})
 	}
 }
