@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"authsession/internal/fairshare"
 	"authsession/internal/testkit"
 
 	"golang.org/x/time/rate"
@@ -353,9 +352,8 @@ func TestLastRequest(t *testing.T) {
 // Where too many are refused for their client's share, a connection waits before its next request, but not before its
 // answer, and not a gateway's.
 func TestSlowDown(t *testing.T) {
-	ts := newTestServer(t, map[string]string{"MAX_IN_FLIGHT": "1"}, func(s *server) {
+	ts := newTestServer(t, map[string]string{"MAX_IN_FLIGHT": "4"}, func(s *server) {
 		s.overShare = rate.NewLimiter(0, 0)
-		s.inFlight = fairshare.New(4)
 	})
 	for range 3 { // all that one client may have
 		testkit.Must(t, ts.inFlight.Take("acme"))
