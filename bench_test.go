@@ -32,7 +32,7 @@ func benchmarkRequest(b *testing.B, env map[string]string) {
 		file, err := os.Create(filepath.Join(b.TempDir(), "log"))
 		testkit.Must(b, err)
 		b.Cleanup(func() { _ = file.Close() })
-		s.log = slog.New(slog.NewJSONHandler(file, nil)) // at info
+		s.lines, s.logLevel = file, slog.LevelInfo
 	})
 	routes := ts.routes()
 	body := strings.NewReader(benchBody)

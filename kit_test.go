@@ -60,7 +60,7 @@ func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *
 	}
 	ts := &testServer{log: &testkit.Log{}, redis: cfg.redis.Open(10 * time.Second)}
 	log := slog.New(slog.NewJSONHandler(ts.log, &slog.HandlerOptions{Level: cfg.logLevel}))
-	ts.server = newServer(cfg, log)
+	ts.server = newServer(cfg, log, ts.log)
 	for _, f := range edit {
 		f(ts.server)
 	}

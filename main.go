@@ -134,7 +134,7 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(*se
 	}
 	defer tcp.Close()
 	callers := listener.New(tcp, maxConnections)
-	s := newServer(cfg, log)
+	s := newServer(cfg, log, lines)
 	if err := listening(s, tcp.Addr()); err != nil {
 		return err
 	}
@@ -202,7 +202,8 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(*se
 	return nil
 }
 
-func newServer(cfg config, log *slog.Logger) *server {
+// newServer returns a server that writes its log of requests, each in one call, to lines.
+func newServer(cfg config, log *slog.Logger, lines io.Writer) *server {
 	m := newMetrics()
 	return &server{
 		api: api{
@@ -220,7 +221,8 @@ func newServer(cfg config, log *slog.Logger) *server {
 		},
 		trusted:   cfg.trusted,
 		metrics:   m,
-		log:       log,
+		lines:     lines,
+		logLevel:  cfg.logLevel,
 		overShare: rate.NewLimiter(5000, 500),
 	}
 }

