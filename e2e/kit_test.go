@@ -386,7 +386,7 @@ type usage struct {
 const (
 	moreFDs        = 24
 	moreThreads    = 8
-	moreRSS        = 24 << 20
+	moreRSS        = 40 << 20
 	mostGoroutines = 24 // of a process that nobody calls
 	mostRedisLines = 12 // in the log, of the Redis client and of its state, in one outage
 )
