@@ -17,9 +17,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
-	"syscall"
 	"time"
 
 	"authsession/internal/bearer"
@@ -143,9 +141,6 @@ func Keygen(args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("-out must be a new file: %w", err)
 	}
 	made := []string{*out}
-	// A reader of stdout that is gone must fail the write, and not end the process before it has cleaned up.
-	signal.Ignore(syscall.SIGPIPE)
-	defer signal.Reset(syscall.SIGPIPE)
 	err = errors.Join(pem.Encode(file, &pem.Block{Type: "PRIVATE KEY", Bytes: encoded}), file.Close())
 	if err == nil && *setFile != "" {
 		if file, err = os.OpenFile(*setFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err == nil {
