@@ -254,15 +254,9 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	line = appendText(line, `,"kid":`, printable(e.bearer.KeyID))
 	line = appendText(line, `,"session":`, e.session)
 	for i, name := range e.unknown {
-		before := ","
-		if i == 0 {
-			before = `,"unknown_members":[`
-		}
-		line = appendQuoted(append(line, before...), printable(name))
+		e.unknown[i] = printable(name)
 	}
-	if e.unknown != nil {
-		line = append(line, ']')
-	}
+	line = appendTexts(line, `,"unknown_members":`, e.unknown)
 	if e.error != "" {
 		line = appendText(line, `,"error":`, e.error)
 		line = appendText(line, `,"error_id":`, e.errorID)

@@ -58,17 +58,7 @@ func (s *session) encode() []byte {
 	b = appendText(b, `,"institution_id":`, s.InstitutionID)
 	b = appendText(b, `,"redirect_uri":`, s.RedirectURI)
 	b = appendText(b, `,"cancel_uri":`, s.CancelURI)
-	if s.Permissions != nil {
-		b = append(b, `,"permissions":[`...)
-		for i, permission := range s.Permissions {
-			before := ","
-			if i == 0 {
-				before = ""
-			}
-			b = appendText(b, before, permission)
-		}
-		b = append(b, ']')
-	}
+	b = appendTexts(b, `,"permissions":`, s.Permissions)
 	b = appendText(b, `,"arrangement_id":`, s.ArrangementID)
 	b = strconv.AppendInt(append(b, `,"created_at":`...), s.CreatedAt, 10)
 	b = strconv.AppendInt(append(b, `,"expires_at":`...), s.ExpiresAt, 10)
@@ -81,6 +71,21 @@ func appendText(b []byte, name, value string) []byte {
 		return b
 	}
 	return appendQuoted(append(b, name...), value)
+}
+
+// appendTexts appends a member that is an array of strings, unless it is nil, not given.
+func appendTexts(b []byte, name string, texts []string) []byte {
+	if texts == nil {
+		return b
+	}
+	b = append(append(b, name...), '[')
+	for i, text := range texts {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendQuoted(b, text)
+	}
+	return append(b, ']')
 }
 
 // appendQuoted appends text as a JSON string. Invalid UTF-8, which only the cause of an error can have, becomes U+FFFD.
