@@ -350,7 +350,7 @@ func TestProcessDevPorts(t *testing.T) {
 	}
 }
 
-// The README's figures of start and size, with room for a slow machine.
+// The figures of start and size in docs/speed.md, with room for a slow machine.
 func TestProcessIsSmall(t *testing.T) {
 	env := serviceEnv(t, redistest.Addr(t))
 	binary(t) // is built
