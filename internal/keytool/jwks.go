@@ -54,28 +54,14 @@ func JWKS(args []string, stdout, stderr io.Writer) error {
 // readPublic reads a file's key. Its id is its thumbprint, as keygen's is. It has an algorithm where it fits only one:
 // an RSA key fits several, and is good for each that JWT_ALGORITHMS lists.
 func readPublic(file string) (jose.JSONWebKey, error) {
-	data, err := os.ReadFile(file)
+	key, err := readPEM(file)
 	if err != nil {
-		return jose.JSONWebKey{}, fmt.Errorf("cannot be read: %w", err)
+		return jose.JSONWebKey{}, err
 	}
-	public := jose.JSONWebKey{Use: "sig"}
-	for block, rest := pem.Decode(data); block != nil && public.Key == nil; block, rest = pem.Decode(rest) {
-		var parsed any
-		switch block.Type { // "EC PARAMETERS" may stand before a key
-		case "PRIVATE KEY":
-			parsed, _ = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case "EC PRIVATE KEY":
-			parsed, _ = x509.ParseECPrivateKey(block.Bytes)
-		case "RSA PRIVATE KEY":
-			parsed, _ = x509.ParsePKCS1PrivateKey(block.Bytes)
-		case "PUBLIC KEY":
-			parsed, _ = x509.ParsePKIXPublicKey(block.Bytes)
-		}
-		if private, ok := parsed.(crypto.Signer); ok {
-			parsed = private.Public()
-		}
-		public.Key = parsed
+	if private, ok := key.(crypto.Signer); ok {
+		key = private.Public()
 	}
+	public := jose.JSONWebKey{Key: key, Use: "sig"}
 	fitting := fittingAlgorithms(public)
 	if len(fitting) == 0 {
 		return public, fmt.Errorf("must hold a private or public key in PEM: RSA of %d bits or more, "+
@@ -87,6 +73,30 @@ func readPublic(file string) (jose.JSONWebKey, error) {
 		public.Algorithm = string(fitting[0])
 	}
 	return public, err
+}
+
+// readPEM returns the first private or public key in a file, of crypto's types; nil is none.
+func readPEM(file string) (key any, err error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %w", err)
+	}
+	for block, rest := pem.Decode(data); block != nil && key == nil; block, rest = pem.Decode(rest) {
+		switch block.Type { // "EC PARAMETERS" may stand before a key
+		case "PRIVATE KEY":
+			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		case "EC PRIVATE KEY":
+			key, err = x509.ParseECPrivateKey(block.Bytes)
+		case "RSA PRIVATE KEY":
+			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		case "PUBLIC KEY":
+			key, err = x509.ParsePKIXPublicKey(block.Bytes)
+		}
+		if err != nil {
+			key, err = nil, nil // key was a nil pointer
+		}
+	}
+	return key, nil
 }
 
 // fittingAlgorithms are those of bearer.Algorithms that a public key fits.

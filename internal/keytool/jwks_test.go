@@ -78,11 +78,16 @@ func TestJWKS(t *testing.T) {
 		t.Error("a private key and its public half have different key sets")
 	}
 
+	brokenEC := write("broken ec.pem", &pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}})
+	brokenRSA := write("broken rsa.pem", &pem.Block{Type: "RSA PRIVATE KEY", Bytes: []byte{0}})
+
 	for want, files := range map[string][]string{
 		"needs the files of keys":        nil,
 		"cannot be read":                 {made, filepath.Join(dir, "nope.pem")},
 		"must hold a private or public":  {made, set},
 		"P-256, P-384 or P-521":          {smallPublic},
+		"broken ec.pem must hold":        {brokenEC},
+		"broken rsa.pem must hold":       {made, brokenRSA},
 		"a key that another file has":    {rsaPKCS1, rsaPublic},
 		"flag provided but not defined:": {"-nope"},
 	} {

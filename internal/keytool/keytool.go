@@ -168,7 +168,7 @@ func Token(args []string, stdout, stderr io.Writer) error {
 	const longest = 365 * 24 * time.Hour
 	flags := flag.NewFlagSet("authsession token", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	file := flags.String("key", "", "sign with the private key in this `file` (PKCS#8 PEM)")
+	file := flags.String("key", "", "sign with the private key in this `file` (PEM)")
 	name := flags.String("alg", "", "sign with this `algorithm`: only needed for an RSA key that is not for RS256")
 	client := flags.String("client", "", "the `name` of who gets the token (client_id)")
 	scopes := flags.String("scope", bearer.Scope, "scope `names`, with spaces between")
@@ -216,18 +216,13 @@ func parseFlags(flags *flag.FlagSet, args []string) error {
 // readKey reads the file of the flag -key. alg is the flag -alg's, or "" for the first that the key fits: only RSA keys
 // fit several.
 func readKey(file string, alg jose.SignatureAlgorithm) (Key, error) {
-	data, err := os.ReadFile(file)
+	parsed, err := readPEM(file)
 	if err != nil {
-		return Key{}, fmt.Errorf("reading -key: %w", err)
+		return Key{}, fmt.Errorf("-key %w", err)
 	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		block = &pem.Block{} // which is no key
-	}
-	parsed, _ := x509.ParsePKCS8PrivateKey(block.Bytes)
 	private, ok := parsed.(crypto.Signer)
 	if !ok {
-		return Key{}, errors.New("-key must hold a private key in PKCS#8 PEM, as keygen writes it")
+		return Key{}, errors.New("-key must hold a private key in PEM")
 	}
 	public := jose.JSONWebKey{Key: private.Public()}
 	fitting := fittingAlgorithms(public)

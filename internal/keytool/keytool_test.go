@@ -122,6 +122,7 @@ func TestWrongFlags(t *testing.T) {
 	write("public.pem", "PUBLIC KEY", der, err)
 	der, err = x509.MarshalECPrivateKey(p224)
 	write("sec1.pem", "EC PRIVATE KEY", der, err)
+	write("broken.pem", "EC PRIVATE KEY", []byte{0}, nil)
 	x25519, err := ecdh.X25519().GenerateKey(rand.Reader)
 	testkit.Must(t, err)
 	der, err = x509.MarshalPKCS8PrivateKey(x25519)
@@ -132,7 +133,7 @@ func TestWrongFlags(t *testing.T) {
 		return append([]string{"-key", at(name), "-client", "acme"}, more...)
 	}
 	good := func(more ...string) []string { return by("ec.pem", more...) }
-	const notKey = "-key must hold a private key in PKCS#8 PEM"
+	const notKey = "-key must hold a private key in PEM"
 	ofRSA := "-alg must be one of [RS256 RS384 RS512 PS256 PS384 PS512]"
 	for _, tt := range []struct {
 		name string
@@ -159,7 +160,8 @@ func TestWrongFlags(t *testing.T) {
 		{"Token", keytool.Token, []string{"-key", dir, "-client", "acme"}, "-key"},
 		{"Token", keytool.Token, by("text.pem"), notKey},
 		{"Token", keytool.Token, by("public.pem"), notKey},
-		{"Token", keytool.Token, by("sec1.pem"), notKey},
+		{"Token", keytool.Token, by("broken.pem"), notKey},
+		{"Token", keytool.Token, by("sec1.pem"), "-key must be an RSA key of 2048 bits or more"},
 		{"Token", keytool.Token, by("x25519.pem"), notKey},
 		{"Token", keytool.Token, by("p224.pem"), "-key must be an RSA key of 2048 bits or more"},
 		{"Token", keytool.Token, by("rsa.pem", "-alg", "ES256"), ofRSA},
