@@ -147,28 +147,26 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 		"When the key set was last fetched well, in Unix time; 0: never.", nil,
 		func() float64 { return float64(a.verifier.Stats().KeySetFetched) })
 	gauge("key_set_last_refresh_success", "Whether the last fetch of the key set went well.", nil,
-		func() float64 {
-			if a.verifier.Stats().KeySetFresh {
-				return 1
-			}
-			return 0
-		})
+		func() float64 { return truth(a.verifier.Stats().KeySetFresh) })
 	if a.clients != nil {
 		gauge("clients_file_last_success_timestamp_seconds", "When CLIENTS_FILE was last read well, in Unix time.", nil,
 			func() float64 { last, _ := a.clients.Read(); return float64(last) })
 		gauge("clients_file_last_load_success", "Whether the last reading of CLIENTS_FILE went well.", nil,
-			func() float64 {
-				if _, fresh := a.clients.Read(); fresh {
-					return 1
-				}
-				return 0
-			})
+			func() float64 { _, fresh := a.clients.Read(); return truth(fresh) })
 	}
 	version, revision, goVersion := build()
 	gauge("build_info", "1, and what was built as labels.",
 		prometheus.Labels{"version": version, "revision": revision, "goversion": goVersion},
 		func() float64 { return 1 })
 	return registry
+}
+
+// truth is a gauge's value for what is so, or is not.
+func truth(so bool) float64 {
+	if so {
+		return 1
+	}
+	return 0
 }
 
 // build is what this program was built from and with; "" is not known.
