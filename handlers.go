@@ -24,6 +24,7 @@ import (
 
 const (
 	maxBody     = 64 << 10         // bytes
+	usualBody   = 512              // bytes; for a larger one memory grows as it comes
 	smallBody   = 4 << 10          // bytes; a larger one needs a place to be read
 	bodyTimeout = 10 * time.Second // from a request's first byte to its body's last
 )
@@ -188,7 +189,14 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request, client string) ([
 		}
 		defer a.reading.Leave(client)
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var body []byte
+	var err error
+	if 0 < r.ContentLength && r.ContentLength <= usualBody {
+		body = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(r.Body, body)
+	} else {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	}
 	if _, over := errors.AsType[*http.MaxBytesError](err); over {
 		return nil, tooLarge(maxBody)
 	}

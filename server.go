@@ -272,8 +272,11 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 // theirs. What stands left of that, or of what is no address, is anybody's word.
 func remoteIP(peer string, forwarded []string, trusted []netip.Prefix) string {
 	host, _, _ := net.SplitHostPort(peer)
+	if trusted == nil {
+		return host
+	}
 	ip, ok := parseHop(host)
-	if trusted == nil || !ok {
+	if !ok {
 		return host
 	}
 	hops := strings.Split(strings.Join(forwarded, ","), ",")

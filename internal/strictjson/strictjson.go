@@ -112,10 +112,10 @@ func Text(value []byte) (string, error) {
 // Texts returns the strings of the array that a value given by Object is, for null and nil, an absent value, nil. Any
 // other value, or an array that has anything but strings, is an error.
 func Texts(value []byte) ([]string, error) {
-	var elements []jsontext.Value
 	if len(value) == 0 {
 		return nil, nil
 	}
+	var elements []jsontext.Value
 	if err := json.Unmarshal(value, &elements); err != nil {
 		return nil, errNotStrings
 	}
