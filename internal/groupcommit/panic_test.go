@@ -52,8 +52,10 @@ func TestPanic(t *testing.T) {
 
 	r.set(t, 1, 0)
 	p1 := r.next(t, 1, "Set")
-	r.set(t, 40, 8) // 32 start a second pipeline
+	r.set(t, 31, 31)
+	r.set(t, 1, 0) // starts a second pipeline
 	p2 := r.next(t, 32, "drain")
+	r.set(t, 8, 8)
 	close(p1.letGo)
 	close(r.next(t, 8, "drain").letGo)
 	close(p2.letGo)
