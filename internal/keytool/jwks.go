@@ -3,7 +3,6 @@ package keytool
 import (
 	"crypto"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -51,7 +50,7 @@ func JWKS(args []string, stdout, stderr io.Writer) error {
 	return err
 }
 
-// readPublic reads a file's key. Its id is its thumbprint, as keygen's is. It has an algorithm where it fits only one:
+// readPublic reads a file's key. It has an algorithm where it fits only one:
 // an RSA key fits several, and is good for each that JWT_ALGORITHMS lists.
 func readPublic(file string) (jose.JSONWebKey, error) {
 	key, err := readPEM(file)
@@ -67,8 +66,7 @@ func readPublic(file string) (jose.JSONWebKey, error) {
 		return public, fmt.Errorf("must hold a private or public key in PEM: RSA of %d bits or more, "+
 			"EC on P-256, P-384 or P-521, or Ed25519", bearer.MinRSABits)
 	}
-	thumbprint, err := public.Thumbprint(crypto.SHA256)
-	public.KeyID = base64.RawURLEncoding.EncodeToString(thumbprint)
+	public.KeyID, err = keyID(public)
 	if len(fitting) == 1 {
 		public.Algorithm = string(fitting[0])
 	}
@@ -93,7 +91,7 @@ func readPEM(file string) (key any, err error) {
 			key, err = x509.ParsePKIXPublicKey(block.Bytes)
 		}
 		if err != nil {
-			key, err = nil, nil // key was a nil pointer
+			key, err = nil, nil // a nil pointer in key would not equal nil
 		}
 	}
 	return key, nil

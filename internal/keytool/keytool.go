@@ -55,10 +55,15 @@ func Generate(alg jose.SignatureAlgorithm) (Key, error) {
 	return newKey(alg, private)
 }
 
-// newKey names a key by its thumbprint (RFC 7638), so that the key alone tells its id.
 func newKey(alg jose.SignatureAlgorithm, private crypto.Signer) (Key, error) {
-	thumbprint, err := (&jose.JSONWebKey{Key: private.Public()}).Thumbprint(crypto.SHA256)
-	return Key{base64.RawURLEncoding.EncodeToString(thumbprint), alg, private}, err
+	id, err := keyID(jose.JSONWebKey{Key: private.Public()})
+	return Key{id, alg, private}, err
+}
+
+// keyID names a key by its thumbprint (RFC 7638), so that the key alone tells its id.
+func keyID(public jose.JSONWebKey) (string, error) {
+	thumbprint, err := public.Thumbprint(crypto.SHA256)
+	return base64.RawURLEncoding.EncodeToString(thumbprint), err
 }
 
 // Public is the key's public half as it stands in a key set, for its algorithm alone.
