@@ -84,7 +84,7 @@ func start() (*bench, error) {
 		return b, err
 	}
 	b.noop = &program{process: p, token: b.service.token}
-	time.Sleep(time.Second)
+	time.Sleep(time.Second) // idle is a second after the first answer
 	b.idleRSS = b.service.rss()
 	return b, nil
 }

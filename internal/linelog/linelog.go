@@ -1,9 +1,10 @@
 // Package linelog writes log lines to a slow or blocked reader without holding up the requests that log.
 //
 // A line is written at once if the last write ended over 5 ms ago. Otherwise it waits up to 5 ms and goes out with
-// others, since a system call costs more than making the line: at full load grouping saves some 9% of the service's
-// CPU. Lines come out whole and in order. While the reader blocks, up to 1 MiB waits; lines beyond that are dropped and
-// counted in a line of their own. A process that is killed loses the lines of the last 5 ms.
+// others, since a system call costs more than making the line: at full load groups of 1 ms gave 3 to 4% more requests a
+// second than none, and groups of 5 ms 2 to 6% more than those. Lines come out whole and in order. While the reader
+// blocks, up to 1 MiB waits; lines beyond that are dropped and counted in a line of their own. A process that is killed
+// loses the lines of the last 5 ms.
 package linelog
 
 import (
