@@ -1,9 +1,9 @@
-// Package strictjson reads the JSON objects of callers: request bodies, token headers and claims.
+// Package strictjson reads JSON objects that callers send, such as request bodies and token claims, and appends JSON.
 //
-// It accepts what RFC 8259 calls a JSON text, if that is one object, and refuses all that two parsers may read
-// differently: invalid UTF-8, unpaired surrogate escapes, a member name given twice in one object, and deep nesting.
-// Names match letter for letter. (encoding/json replaces bad UTF-8, takes the last of two equal names and null for an
-// object, and matches names in any case.)
+// Object accepts a JSON text (RFC 8259) that is one object. It rejects input that two parsers may read differently:
+// invalid UTF-8, unpaired surrogate escapes, duplicate member names in one object, and nesting deeper than 1,000
+// levels. Names are case-sensitive. (encoding/json replaces invalid UTF-8, uses the last of duplicate names, ignores
+// the case of names, and accepts null as an object.)
 package strictjson
 
 import (
@@ -18,10 +18,10 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDepth is how many objects and arrays may lie inside one another, the outermost object included.
+// maxDepth is the maximum nesting depth of objects and arrays. The outermost object has depth 1.
 const maxDepth = 1000
 
-// The errors are worded to follow what was read: "the body must be UTF-8".
+// Each message follows the name of its input, as in "the body must be UTF-8".
 var (
 	errNotUTF8    = errors.New("must be UTF-8")
 	errNotObject  = errors.New("must be one JSON object")
@@ -32,11 +32,11 @@ var (
 	errNotStrings = errors.New("must be an array of strings")
 )
 
-// decoders are reused: with a new one for each body a usual body takes a third longer (0.79 µs against 0.59).
+// decoders are pooled because a new decoder makes reading a usual body a third slower (0.79 µs instead of 0.59 µs).
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
-// Object calls member for each member of the one JSON object that data is, in the order given. The name is unescaped;
-// the value is the part of data where it stands. An error may come after some calls.
+// Object calls member for each member of the JSON object in data, in order. The name is unescaped; the value is its
+// part of data, still encoded. Object may return an error after it has called member.
 func Object(data []byte, member func(name, value []byte)) error {
 	if !utf8.Valid(data) {
 		return errNotUTF8
@@ -70,8 +70,8 @@ func Object(data []byte, member func(name, value []byte)) error {
 	return nil
 }
 
-// next reads a name or a value, and returns the part of data where it stands. It reads token by token, since the
-// decoder's own limit on nesting is ten times ours.
+// next reads a name or a value and returns its part of data. It reads token by token because the decoder's own limit on
+// nesting is 10,000 levels.
 func next(d *jsontext.Decoder, data []byte) ([]byte, error) {
 	for before, depth := d.InputOffset(), d.StackDepth(); ; {
 		if _, err := d.ReadToken(); err != nil {
@@ -86,7 +86,7 @@ func next(d *jsontext.Decoder, data []byte) ([]byte, error) {
 	}
 }
 
-// reason is the decoder's error in our words. The decoder's own quote what they were given.
+// reason replaces an error of the decoder, because the decoder's messages quote the input.
 func reason(err error) error {
 	switch {
 	case err == errTooDeep:
@@ -97,8 +97,8 @@ func reason(err error) error {
 	return errSyntax
 }
 
-// Text returns the string that a value given by Object is. null and nil, an absent value, count as ""; any other value
-// is an error.
+// Text decodes a value from Object that must be a string. It returns "" for null and for nil (an absent member), and an
+// error for any other type.
 func Text(value []byte) (string, error) {
 	switch jsontext.Value(value).Kind() {
 	case '"':
@@ -109,8 +109,8 @@ func Text(value []byte) (string, error) {
 	return "", errNotString
 }
 
-// Texts returns the strings of the array that a value given by Object is, for null and nil, an absent value, nil. Any
-// other value, or an array that has anything but strings, is an error.
+// Texts decodes a value from Object that must be an array of strings. It returns nil for null and for nil (an absent
+// member), and an error for any other type, or for an element that is no string.
 func Texts(value []byte) ([]string, error) {
 	if len(value) == 0 {
 		return nil, nil
@@ -132,14 +132,14 @@ func Texts(value []byte) ([]string, error) {
 	return texts, nil
 }
 
-// unquote returns what a valid JSON string says. Most strings have no escape and are not copied.
+// unquote decodes a valid JSON string. A string without escapes is not copied.
 func unquote(quoted []byte) []byte {
 	if bytes.IndexByte(quoted, '\\') < 0 {
 		return quoted[1 : len(quoted)-1]
 	}
 	text, err := jsontext.AppendUnquote(nil, quoted)
 	if err != nil {
-		panic(err) // a decoder has found it valid
+		panic(err) // impossible: the decoder has validated it
 	}
 	return text
 }
