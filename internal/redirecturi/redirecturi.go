@@ -1,9 +1,9 @@
-// Package redirecturi decides where a browser may be sent when a consent flow ends.
+// Package redirecturi checks the URIs to which a browser may be sent when a consent flow ends.
 //
-// A good URI is https; http to this machine, for native apps under development and loopback redirection (RFC 8252,
-// section 7.3); or an app's private-use scheme with a dot in its name (section 7.1). It is stored and used as it
-// stands, never normalised. So it must be safe as it stands: only RFC 3986's characters, no fragment (RFC 6749,
-// section 3.1.2), no userinfo, no dot segments, and nothing else that browsers and servers read in different ways.
+// A valid redirect URI has the scheme https; http with a loopback host, for native apps (RFC 8252, section 7.3); or an
+// app's private-use scheme with a dot in its name (section 7.1). It is stored and used byte for byte, never normalised.
+// So a valid URI has only RFC 3986's characters, no fragment (RFC 6749, section 3.1.2), no userinfo and no dot
+// segments, and nothing else that browsers and servers parse differently.
 package redirecturi
 
 import (
@@ -19,9 +19,9 @@ const maxLength = 2048 // bytes
 
 const alphanumerics = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
-// Sets of characters, as tables: strings.Trim would make a table of its own set in each call.
+// Sets of characters are tables, because strings.Trim would build one from its cutset in each call.
 var (
-	uriCharacters    = setOf(alphanumerics + "-._~:/?[]@!$&'()*+,;=") // RFC 3986, but for the percent sign
+	uriCharacters    = setOf(alphanumerics + "-._~:/?[]@!$&'()*+,;=") // RFC 3986, without the percent sign
 	schemeCharacters = setOf(alphanumerics + "+-.")
 	labelCharacters  = setOf(alphanumerics + "-")
 	digits           = setOf("0123456789")
@@ -36,7 +36,7 @@ func setOf(characters string) *[256]bool {
 	return &set
 }
 
-// consistsOf tells whether all of text, which may be "", is in set.
+// consistsOf reports whether set contains every byte of text.
 func consistsOf(text string, set *[256]bool) bool {
 	for i := range len(text) {
 		if !set[text[i]] {
@@ -46,8 +46,8 @@ func consistsOf(text string, set *[256]bool) bool {
 	return true
 }
 
-// Check returns nil for a good URI and for "", which is one not given. An error names the first broken rule, worded to
-// follow the member's name, and quotes nothing of the URI.
+// Check returns nil if uri is valid or "" (absent). Otherwise the error names the first broken rule. Its message
+// follows the name of the member, as in "redirect_uri must not have a fragment", and quotes nothing of uri.
 func Check(uri string) error {
 	if uri == "" {
 		return nil
@@ -89,7 +89,7 @@ func Check(uri string) error {
 		return checkWeb(scheme, authority)
 	case !hasAuthority && !strings.HasPrefix(path, "/"):
 		return errors.New("must have a slash after its private-use scheme")
-	case strings.ContainsAny(authority, "[]"): // what stands here is the app's own, but brackets are for IPv6
+	case strings.ContainsAny(authority, "[]"): // the authority is the app's own, but brackets are for IPv6
 		host, after, closed := strings.Cut(authority, "]")
 		if !closed || !validIPv6(host+"]") || after != "" && after[0] != ':' || strings.ContainsAny(after, "[]") {
 			return errors.New("must not have brackets outside of an IPv6 host and the query")
@@ -117,8 +117,8 @@ func checkWeb(scheme, authority string) error {
 	return nil
 }
 
-// CheckCharacters takes RFC 3986's characters and percent-escapes. An escape of a control character or of a backslash,
-// which browsers read as a slash, is refused.
+// CheckCharacters returns an error unless uri consists of RFC 3986's characters and well-formed percent-escapes. It
+// rejects escaped control characters and escaped backslashes, because browsers read a backslash as a slash.
 func CheckCharacters(uri string) error {
 	for i := 0; i < len(uri); i++ {
 		if uriCharacters[uri[i]] {
@@ -139,13 +139,13 @@ func CheckCharacters(uri string) error {
 	return nil
 }
 
-// validScheme is RFC 3986, section 3.1, in lower case.
+// validScheme reports whether scheme, in lower case, follows RFC 3986, section 3.1.
 func validScheme(scheme string) bool {
 	return scheme != "" && 'a' <= scheme[0] && scheme[0] <= 'z' && consistsOf(scheme, schemeCharacters)
 }
 
-// hasDotSegment tells whether a segment of path is "." or "..", plain or escaped, with or without a parameter. Some
-// servers unescape before they split, so an escaped slash or semicolon counts as one.
+// hasDotSegment reports whether a segment of path is "." or "..", plain or escaped, with or without a parameter. An
+// escaped slash or semicolon counts as a plain one, because some servers unescape a path before they split it.
 func hasDotSegment(path string) bool {
 	if !strings.ContainsAny(path, ".%") {
 		return false
@@ -161,13 +161,13 @@ func hasDotSegment(path string) bool {
 
 var dotEscapes = strings.NewReplacer("%2e", ".", "%2E", ".", "%2f", "/", "%2F", "/", "%3b", ";", "%3B", ";")
 
-// ValidPort takes 1 to 65535 without a leading zero.
+// ValidPort reports whether port is a number from 1 to 65535 without a leading zero.
 func ValidPort(port string) bool {
 	n, err := strconv.ParseUint(port, 10, 16)
 	return err == nil && n > 0 && port[0] != '0'
 }
 
-// validIPv6 takes an address in brackets, without a zone.
+// validIPv6 reports whether host is an IPv6 address in brackets, without a zone.
 func validIPv6(host string) bool {
 	inner, opened := strings.CutPrefix(host, "[")
 	inner, closed := strings.CutSuffix(inner, "]")
@@ -175,10 +175,10 @@ func validIPv6(host string) bool {
 	return opened && closed && err == nil && ip.Is6() && ip.Zone() == ""
 }
 
-// validHost takes a dotted-quad IPv4 address or a DNS name (RFC 1123, section 2.1). A label that begins with xn-- must
-// be one that browsers can read (RFC 5890, section 2.3.2.1).
+// validHost reports whether host is a dotted-quad IPv4 address or a DNS name (RFC 1123, section 2.1). A label that
+// begins with xn-- must be a valid A-label (RFC 5890, section 2.3.2.1).
 func validHost(host string) bool {
-	if isNumber(host[strings.LastIndexByte(host, '.')+1:]) { // to a browser any such name is an IPv4 address
+	if isNumber(host[strings.LastIndexByte(host, '.')+1:]) { // browsers parse such a host as IPv4
 		ip, err := netip.ParseAddr(host)
 		return err == nil && ip.Is4()
 	}
@@ -188,7 +188,7 @@ func validHost(host string) bool {
 			return false
 		}
 		if len(label) >= 4 && strings.EqualFold(label[:4], "xn--") {
-			if _, err := international.ToASCII(label); err != nil {
+			if _, err := idnaProfile.ToASCII(label); err != nil {
 				return false
 			}
 		}
@@ -196,12 +196,12 @@ func validHost(host string) bool {
 	return len(host) <= 253
 }
 
-// international is the rules for internationalised names that browsers follow (UTS 46, as the WHATWG URL Standard's
-// "domain to ASCII" has it).
-var international = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.CheckJoiners(true), idna.CheckHyphens(false),
+// idnaProfile has the rules of browsers for internationalised names: UTS 46 with the options of "domain to ASCII" in
+// the WHATWG URL Standard.
+var idnaProfile = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.CheckJoiners(true), idna.CheckHyphens(false),
 	idna.StrictDomainName(false), idna.Transitional(false))
 
-// isNumber tells whether a browser reads label as a number: decimal, or hex after 0x.
+// isNumber reports whether browsers parse label as a number, which is decimal, or hex after 0x.
 func isNumber(label string) bool {
 	if len(label) >= 2 && strings.EqualFold(label[:2], "0x") {
 		return consistsOf(label[2:], hexDigits)

@@ -1,4 +1,4 @@
-package redirecturi
+package redirecturi_test
 
 import (
 	"encoding/json"
@@ -6,11 +6,13 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"authsession/internal/redirecturi"
 )
 
-// What Check accepts, browsers read as it does: the same scheme, the same host, no userinfo. testdata/whatwg.mjs wrote
-// down how they read each row.
-func TestCheckLikeBrowsers(t *testing.T) {
+// Browsers and Go find the same scheme, the same host and no userinfo in every URI that Check accepts.
+// testdata/whatwg.mjs recorded how browsers parse each row.
+func TestCheckAgreesWithBrowsers(t *testing.T) {
 	data, err := os.ReadFile("testdata/whatwg.json")
 	if err != nil {
 		t.Fatal(err)
@@ -22,15 +24,15 @@ func TestCheckLikeBrowsers(t *testing.T) {
 	accepted := 0
 	for _, row := range rows {
 		uri := row[0]
-		if Check(uri) != nil {
+		if redirecturi.Check(uri) != nil {
 			continue
 		}
 		accepted++
 		scheme, _, _ := strings.Cut(strings.ToLower(uri), ":")
 		u, err := url.Parse(uri)
 		if len(row) == 1 || err != nil {
-			// After a private-use scheme's slashes stands what its app likes, a port of "80a" too. A parser that
-			// refuses that leads nobody astray.
+			// The authority of a private-use scheme is the app's own and may have a port such as "80a". A parser that
+			// rejects it sends no one to another host.
 			if !strings.Contains(scheme, ".") {
 				t.Errorf("%q is accepted; Go says %v, browsers %q", uri, err, row[1:])
 			}
@@ -44,13 +46,13 @@ func TestCheckLikeBrowsers(t *testing.T) {
 		if strings.Contains(host, ":") {
 			host = "[" + host + "]"
 		}
-		// Browsers write an IPv4 address inside an IPv6 one in hex.
+		// Browsers write an IPv4-mapped IPv6 address in hex.
 		inHex := strings.Contains(host, ":ffff:1.2.3.4")
 		if web := protocol == "https:" || protocol == "http:"; web && !strings.EqualFold(host, hostname) && !inHex {
 			t.Errorf("%q: host %q in Go, %q in browsers", uri, host, hostname)
 		}
 	}
 	if accepted < 100 {
-		t.Fatalf("%d of %d rows accepted: the table does not test much", accepted, len(rows))
+		t.Fatalf("%d of %d rows accepted, want 100 or more", accepted, len(rows))
 	}
 }
