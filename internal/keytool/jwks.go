@@ -2,13 +2,9 @@ package keytool
 
 import (
 	"crypto"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 
 	"authsession/internal/bearer"
@@ -17,11 +13,10 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// JWKS is the command "authsession jwks": it prints the key set of the keys in PEM files, one a file, private or
-// public. Of a private key it prints the public half alone. It prints all of them or, with an error, nothing.
+// JWKS runs "authsession jwks". It prints the key set of the keys in PEM files, one key per file. For a private key it
+// prints the public key. If one file is wrong, it prints nothing and returns an error.
 func JWKS(args []string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("authsession jwks", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := newFlags("jwks", stderr)
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, "Usage: authsession jwks a.pem b.pem …\nprints the key set of these private or public keys")
 	}
@@ -50,8 +45,8 @@ func JWKS(args []string, stdout, stderr io.Writer) error {
 	return err
 }
 
-// readPublic reads a file's key. It has an algorithm where it fits only one:
-// an RSA key fits several, and is good for each that JWT_ALGORITHMS lists.
+// readPublic returns the public key of a file. The key has an alg only if it fits just one algorithm, so that an RSA
+// key stays valid for each RSA algorithm in JWT_ALGORITHMS.
 func readPublic(file string) (jose.JSONWebKey, error) {
 	key, err := readPEM(file)
 	if err != nil {
@@ -71,34 +66,4 @@ func readPublic(file string) (jose.JSONWebKey, error) {
 		public.Algorithm = string(fitting[0])
 	}
 	return public, err
-}
-
-// readPEM returns the first private or public key in a file, of crypto's types; nil is none.
-func readPEM(file string) (key any, err error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", err)
-	}
-	for block, rest := pem.Decode(data); block != nil && key == nil; block, rest = pem.Decode(rest) {
-		switch block.Type { // "EC PARAMETERS" may stand before a key
-		case "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case "EC PRIVATE KEY":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case "RSA PRIVATE KEY":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		case "PUBLIC KEY":
-			key, err = x509.ParsePKIXPublicKey(block.Bytes)
-		}
-		if err != nil {
-			key, err = nil, nil // a nil pointer in key would not equal nil
-		}
-	}
-	return key, nil
-}
-
-// fittingAlgorithms are those of bearer.Algorithms that a public key fits.
-func fittingAlgorithms(public jose.JSONWebKey) []jose.SignatureAlgorithm {
-	return slices.DeleteFunc(slices.Clone(bearer.Algorithms),
-		func(known jose.SignatureAlgorithm) bool { return !bearer.Fits(public, known) })
 }

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,109 +19,54 @@ import (
 )
 
 func TestJWKS(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name string, blocks ...*pem.Block) string {
-		t.Helper()
-		var text bytes.Buffer
-		for _, block := range blocks {
-			testkit.Must(t, pem.Encode(&text, block))
-		}
-		file := filepath.Join(dir, name)
-		testkit.Must(t, os.WriteFile(file, text.Bytes(), 0o600))
-		return file
-	}
-	der := func(data []byte, err error) []byte {
-		t.Helper()
-		testkit.Must(t, err)
-		return data
-	}
-	made, set := filepath.Join(dir, "made.pem"), filepath.Join(dir, "made.json")
-	printed := mustPrint(t, keytool.Keygen, "-out", made, "-jwks", set)
-	if written, err := os.ReadFile(set); err != nil || string(written) != printed+"\n" {
-		t.Errorf("-jwks writes %q, %v, want %q", written, err, printed)
-	}
-	if again := mustPrint(t, keytool.JWKS, made); again != printed {
-		t.Errorf("JWKS prints %s, want what Keygen printed: %s", again, printed)
-	}
-
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	testkit.Must(t, err)
 	ecKey, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	testkit.Must(t, err)
 	small, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	testkit.Must(t, err)
-	rsaPKCS1 := write("rsa.pem", &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(rsaKey)})
-	public := func(key any) *pem.Block {
-		return &pem.Block{Type: "PUBLIC KEY", Bytes: der(x509.MarshalPKIXPublicKey(key))}
-	}
-	rsaPublic := write("rsa.pub", public(&rsaKey.PublicKey))
-	ecSEC1 := write("ec.pem", &pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 0}},
-		&pem.Block{Type: "EC PRIVATE KEY", Bytes: der(x509.MarshalECPrivateKey(ecKey))})
-	smallPublic := write("small.pub", public(&small.PublicKey))
+	made := filepath.Join(t.TempDir(), "made.pem")
+	printed := mustPrint(t, keytool.Keygen, "-out", made)
+	rsaPrivate := writePEM(t, der(t, "RSA PRIVATE KEY")(x509.MarshalPKCS1PrivateKey(rsaKey), nil))
+	rsaPublic := writePEM(t, der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&rsaKey.PublicKey)))
+	ecPrivate := writePEM(t, &pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 0}},
+		der(t, "EC PRIVATE KEY")(x509.MarshalECPrivateKey(ecKey)))
+	smallPublic := writePEM(t, der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&small.PublicKey)))
+	broken := writePEM(t, &pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}})
 
-	out := mustPrint(t, keytool.JWKS, rsaPKCS1, ecSEC1, made)
-	var got struct {
-		Keys []map[string]string `json:"keys"`
+	if again := mustPrint(t, keytool.JWKS, made); again != printed {
+		t.Errorf("JWKS prints %s, want what Keygen printed: %s", again, printed)
 	}
-	testkit.Must(t, json.Unmarshal([]byte(out), &got))
-	if len(got.Keys) != 3 {
-		t.Fatalf("JWKS prints %d keys, want 3", len(got.Keys))
+	if mustPrint(t, keytool.JWKS, rsaPrivate) != mustPrint(t, keytool.JWKS, rsaPublic) {
+		t.Error("JWKS prints different key sets for a private key and its public key")
 	}
+	var set struct{ Keys []map[string]string }
+	printed = mustPrint(t, keytool.JWKS, rsaPrivate, ecPrivate, made)
+	testkit.Must(t, json.Unmarshal([]byte(printed), &set))
 	for i, alg := range []string{"", "ES384", "ES256"} {
-		key := got.Keys[i]
-		if key["alg"] != alg || key["use"] != "sig" || key["kid"] == "" || key["d"] != "" || key["p"] != "" {
-			t.Errorf("key %d has alg %q, use %q, private members: %t", i, key["alg"], key["use"], key["d"] != "")
+		k := set.Keys[i]
+		if len(set.Keys) != 3 || k["alg"] != alg || k["use"] != "sig" || k["kid"] == "" || k["d"] != "" || k["p"] != "" {
+			t.Errorf("JWKS prints %s, want 3 public keys, key %d for %q", printed, i, alg)
 		}
 	}
-	if private, public := mustPrint(t, keytool.JWKS, rsaPKCS1), mustPrint(t, keytool.JWKS, rsaPublic); private != public {
-		t.Error("a private key and its public half have different key sets")
-	}
 
-	brokenEC := write("broken ec.pem", &pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}})
-	brokenRSA := write("broken rsa.pem", &pem.Block{Type: "RSA PRIVATE KEY", Bytes: []byte{0}})
-
-	for want, files := range map[string][]string{
-		"needs the files of keys":        nil,
-		"cannot be read":                 {made, filepath.Join(dir, "nope.pem")},
-		"must hold a private or public":  {made, set},
-		"P-256, P-384 or P-521":          {smallPublic},
-		"broken ec.pem must hold":        {brokenEC},
-		"broken rsa.pem must hold":       {made, brokenRSA},
-		"a key that another file has":    {rsaPKCS1, rsaPublic},
-		"flag provided but not defined:": {"-nope"},
+	for _, tt := range []struct {
+		name  string
+		files []string
+		want  string // in the error's message
+	}{
+		{name: "no file", want: "needs the files of keys"},
+		{name: "no such file", files: []string{made, made + ".none"}, want: "cannot be read"},
+		{name: "no PEM", files: []string{made, "jwks_test.go"}, want: "must hold a private or public"},
+		{name: "P-224", files: []string{smallPublic}, want: "P-256, P-384 or P-521"},
+		{name: "broken key", files: []string{made, broken}, want: broken + " must hold"},
+		{name: "same key twice", files: []string{rsaPrivate, rsaPublic}, want: "a key that another file has"},
+		{name: "flag", files: []string{"-nope"}, want: "flag provided but not defined:"},
 	} {
 		var stdout bytes.Buffer
-		err := keytool.JWKS(files, &stdout, io.Discard)
-		if err == nil || !strings.Contains(err.Error(), want) || stdout.Len() > 0 {
-			t.Errorf("JWKS %v prints %q, %v, want an error with %q", files, &stdout, err, want)
+		err := keytool.JWKS(tt.files, &stdout, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || stdout.Len() > 0 {
+			t.Errorf("%s: JWKS prints %q, %v, want only an error with %q", tt.name, &stdout, err, tt.want)
 		}
-	}
-}
-
-// A command that is run twice leaves what the first run made, and one that fails leaves nothing.
-func TestKeygenKeepsKeySet(t *testing.T) {
-	dir := t.TempDir()
-	key, set := filepath.Join(dir, "key.pem"), filepath.Join(dir, "jwks.json")
-	first := mustPrint(t, keytool.Keygen, "-out", key, "-jwks", set)
-	if err := keytool.Keygen([]string{"-out", key, "-jwks", set}, io.Discard, io.Discard); err == nil {
-		t.Error("Keygen ran twice")
-	}
-	other := filepath.Join(dir, "other.pem")
-	err := keytool.Keygen([]string{"-out", other, "-jwks", set}, io.Discard, io.Discard)
-	if err == nil || !strings.Contains(err.Error(), "-jwks must be a new file") {
-		t.Errorf("Keygen over a key set: %v, want a refusal that names -jwks", err)
-	}
-	if _, err := os.Stat(other); !os.IsNotExist(err) {
-		t.Errorf("the refused Keygen left a key: %v", err)
-	}
-	if now, err := os.ReadFile(set); err != nil || string(now) != first+"\n" {
-		t.Errorf("the key set is %q, %v, want %q", now, err, first)
-	}
-	set2 := filepath.Join(dir, "2.json")
-	if err := keytool.Keygen([]string{"-out", other, "-jwks", set2}, fullDisk{}, io.Discard); err == nil {
-		t.Error("Keygen that cannot print: no error")
-	}
-	if _, err := os.Stat(set2); !os.IsNotExist(err) {
-		t.Errorf("the failed Keygen left a key set: %v", err)
 	}
 }

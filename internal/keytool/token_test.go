@@ -2,111 +2,43 @@ package keytool_test
 
 import (
 	"bytes"
-	"encoding/base64"
-	"encoding/json"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
-	"slices"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"authsession/internal/bearer"
 	"authsession/internal/keytool"
 	"authsession/internal/testkit"
-
-	"github.com/go-jose/go-jose/v4"
 )
 
-func TestTokenCannotPrint(t *testing.T) {
-	key, _ := keygen(t)
-	err := keytool.Token([]string{"-key", key, "-client", "acme"}, fullDisk{}, io.Discard)
-	if !errors.Is(err, errFull) {
-		t.Errorf("Token where stdout is a full disk = %v, want %v", err, errFull)
-	}
-}
-
-func TestTokenFlags(t *testing.T) {
-	const issuer, audience = "https://i.example", "https://a.example"
-	key, c := keygen(t, "-alg", "EdDSA")
-	c.Issuer, c.Audience, c.MaxLifetime, c.AccessOnly = issuer, audience, 48*time.Hour, true
-	v := newVerifier(t, c)
-	good := []string{"-issuer", issuer, "-audience", audience}
-	and := func(flags ...string) []string { return slices.Concat(good, flags) }
-	const badIssuer, badAudience = "iss is not JWT_ISSUER", "aud does not have JWT_AUDIENCE"
-	for _, tt := range []struct {
-		flags    []string
-		hasScope bool
-		why      string // "": the token is good
-	}{
-		{good, true, ""},
-		{and("-scope", "openid api:user.write"), true, ""},
-		{and("-alg", "EdDSA", "-ttl", "24h"), true, ""},
-		{and("-ttl", "1s"), true, ""},
-		{and("-scope", "openid"), false, ""},
-		{and("-scope", ""), false, ""},
-		{[]string{"-issuer", "https://other.example", "-audience", audience}, false, badIssuer},
-		{[]string{"-issuer", issuer, "-audience", "https://other.example"}, false, badAudience},
-		{[]string{"-issuer", issuer}, false, badAudience},
-		{[]string{"-audience", audience}, false, badIssuer},
-		{nil, false, badIssuer},
-	} {
-		token := mustPrint(t, keytool.Token, append([]string{"-key", key, "-client", "acme"}, tt.flags...)...)
-		want, text := bearer.Bearer{}, ""
-		if tt.why == "" {
-			want = bearer.Bearer{Client: "acme", HasScope: tt.hasScope}
-		}
-		got, err := v.Verify(token)
-		got.KeyID, got.TokenID = "", ""
-		if err != nil {
-			text = err.Error()
-		}
-		if got != want || text != tt.why {
-			t.Errorf("Verify of a token by %q = %+v, %q, want %+v, %q", tt.flags, got, text, want, tt.why)
-		}
-	}
-
-	var token, warning bytes.Buffer
-	args := append([]string{"-key", key, "-client", "acme", "-ttl", "47h"}, good...)
-	err := keytool.Token(args, &token, &warning)
-	if says := warning.String(); err != nil || !strings.HasPrefix(says, "-ttl ") || !strings.Contains(says, "JWT_MAX_") {
-		t.Errorf("Token -ttl 47h says %q, %v, want a warning about JWT_MAX_LIFETIME", &warning, err)
-	}
-	if _, err := v.Verify(strings.TrimSuffix(token.String(), "\n")); err != nil {
-		t.Errorf("Verify of a token for 47h = %v, want it to be good", err)
-	}
-}
-
-// payload returns the claims of a token as they stand.
-func payload(t testing.TB, token string) map[string]any {
-	t.Helper()
-	data, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
-	testkit.Must(t, err)
-	var claims map[string]any
-	testkit.Must(t, json.Unmarshal(data, &claims))
-	return claims
-}
-
-func TestTokenClaims(t *testing.T) {
-	key, _ := keygen(t)
-	all := []string{"-scope", "a b", "-issuer", "i", "-audience", "a", "-ttl", "90s"}
+func TestToken(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key.pem")
+	mustPrint(t, keytool.Keygen, "-out", key)
 	for _, tt := range []struct {
 		name  string
 		flags []string
-		ttl   float64
-		want  map[string]any // beside iat, exp and jti
+		ttl   float64        // seconds
+		want  map[string]any // claims without iat, exp and jti
 	}{
-		{"none", nil, 3600, map[string]any{"client_id": "acme", "scope": "api:user.write"}},
-		{"all", all, 90, map[string]any{"client_id": "acme", "scope": "a b", "iss": "i", "aud": "a"}},
-		{"empty scope", []string{"-scope", ""}, 3600, map[string]any{"client_id": "acme"}},
+		{name: "default", ttl: 3600, want: map[string]any{"client_id": "acme", "scope": "api:user.write"}},
+		{name: "all", flags: []string{"-scope", "a b", "-issuer", "i", "-audience", "a", "-ttl", "90s"}, ttl: 90,
+			want: map[string]any{"client_id": "acme", "scope": "a b", "iss": "i", "aud": "a"}},
+		{name: "no scope", flags: []string{"-scope", "", "-alg", "ES256"}, ttl: 3600,
+			want: map[string]any{"client_id": "acme"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			args := append([]string{"-key", key, "-client", "acme"}, tt.flags...)
 			before := time.Now().Unix()
-			got := payload(t, mustPrint(t, keytool.Token, args...))
-			other := payload(t, mustPrint(t, keytool.Token, args...))
+			token := mustPrint(t, keytool.Token, args...)
+			got, other := decode(t, token, 1), decode(t, mustPrint(t, keytool.Token, args...), 1)
 			iat, _ := got["iat"].(float64)
 			jti, _ := got["jti"].(string)
 			if int64(iat) < before || int64(iat) > time.Now().Unix() || len(jti) < 22 || jti == other["jti"] {
@@ -117,34 +49,65 @@ func TestTokenClaims(t *testing.T) {
 			if !maps.Equal(got, want) {
 				t.Errorf("claims %v, want %v", got, want)
 			}
+			if typ := decode(t, token, 0)["typ"]; typ != "at+jwt" { // which JWT_TYP may demand
+				t.Errorf("typ = %v, want at+jwt", typ)
+			}
 		})
 	}
-}
 
-// Sign puts the key's id and no more than that into the header, and the claims as they are into the payload.
-func TestSign(t *testing.T) {
-	for _, key := range []keytool.Key{testkit.RSA(), testkit.EC(), testkit.Ed()} {
-		token, err := key.Sign(map[string]any{"a": "<é>", "b": []any{1, nil}})
-		testkit.Must(t, err)
-		signed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{key.Algorithm})
-		testkit.Must(t, err)
-		got, err := signed.Verify(key.Private.Public())
-		if want := `{"a":"<é>","b":[1,null]}`; err != nil || !sameJSON(t, got, want) {
-			t.Errorf("%s: the payload is %s, %v, want %s", key.Algorithm, got, err, want)
-		}
-		header, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[0])
-		testkit.Must(t, err)
-		want := fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"JWT"}`, key.Algorithm, key.ID)
-		if !sameJSON(t, header, want) {
-			t.Errorf("%s: the header is %s, want %s", key.Algorithm, header, want)
-		}
+	args := []string{"-key", key, "-client", "acme", "-ttl", "47h"}
+	var stdout, stderr bytes.Buffer
+	err := keytool.Token(args, &stdout, &stderr)
+	if err != nil || stdout.Len() == 0 || !strings.Contains(stderr.String(), "JWT_MAX_LIFETIME") {
+		t.Errorf("Token -ttl 47h warns %q, %v, want a token and a warning about JWT_MAX_LIFETIME", &stderr, err)
+	}
+	if err := keytool.Token(args, fullDisk{}, io.Discard); !errors.Is(err, errFull) {
+		t.Errorf("Token with a full disk = %v, want %v", err, errFull)
 	}
 }
 
-func sameJSON(t testing.TB, got []byte, want string) bool {
-	t.Helper()
-	var a, b any
-	testkit.Must(t, json.Unmarshal(got, &a))
-	testkit.Must(t, json.Unmarshal([]byte(want), &b))
-	return fmt.Sprint(a) == fmt.Sprint(b)
+// If Token fails, it prints nothing.
+func TestTokenFails(t *testing.T) {
+	ec, rsa := filepath.Join(t.TempDir(), "ec.pem"), filepath.Join(t.TempDir(), "rsa.pem")
+	mustPrint(t, keytool.Keygen, "-out", ec)
+	mustPrint(t, keytool.Keygen, "-out", rsa, "-alg", "PS256")
+	small, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	testkit.Must(t, err)
+	sec1 := writePEM(t, der(t, "EC PRIVATE KEY")(x509.MarshalECPrivateKey(small)))
+	public := writePEM(t, der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&small.PublicKey)))
+	broken := writePEM(t, &pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}})
+
+	with := func(key string, more ...string) []string {
+		return append([]string{"-key", key, "-client", "acme"}, more...)
+	}
+	const (
+		notKey = "-key must hold a private key in PEM"
+		badTTL = "-ttl must be from 1s to 8760h"
+	)
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string // in the error's message
+	}{
+		{name: "no -key", args: []string{"-client", "acme"}, want: "-key is required"},
+		{name: "no -client", args: []string{"-key", ec}, want: "-client is required"},
+		{name: "no such file", args: with(ec + ".none"), want: "-key cannot be read"},
+		{name: "no PEM", args: with("token_test.go"), want: notKey},
+		{name: "public key", args: with(public), want: notKey},
+		{name: "broken key", args: with(broken), want: notKey},
+		{name: "P-224", args: with(sec1), want: "-key must be an RSA key of 2048 bits or more"},
+		{name: "ES256 for RSA", args: with(rsa, "-alg", "ES256"),
+			want: "-alg must be one of [RS256 RS384 RS512 PS256 PS384 PS512]"},
+		{name: "RS256 for EC", args: with(ec, "-alg", "RS256"), want: "-alg must be one of [ES256]"},
+		{name: "short -ttl", args: with(ec, "-ttl", "999ms"), want: badTTL},
+		{name: "long -ttl", args: with(ec, "-ttl", "8760h1s"), want: badTTL},
+		{name: "-ttl without a unit", args: with(ec, "-ttl", "3600"), want: "-ttl"},
+		{name: "argument", args: with(ec, "globex"), want: `token takes flags only, and not "globex"`},
+	} {
+		var stdout bytes.Buffer
+		err := keytool.Token(tt.args, &stdout, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || stdout.Len() > 0 {
+			t.Errorf("%s: Token prints %q, %v, want only an error with %q", tt.name, &stdout, err, tt.want)
+		}
+	}
 }
