@@ -17,7 +17,6 @@ import (
 
 	"authsession/internal/bearer"
 	"authsession/internal/clients"
-	"authsession/internal/fairshare"
 	"authsession/internal/groupcommit"
 	"authsession/internal/seal"
 )
@@ -51,8 +50,8 @@ type api struct {
 	authURL     string // up to and with "sess_id="
 	sessionTTL  time.Duration
 	sealRecords bool
-	inFlight    *fairshare.Places // requests in work, their bodies read
-	reading     *fairshare.Places // larger bodies that are being read
+	inFlight    *clients.Shares // requests in work, their bodies read
+	reading     *clients.Shares // larger bodies that are being read
 
 	// Of -dev alone, else nil.
 	issue func(client string) (token string, lifetime time.Duration, err error)
@@ -84,10 +83,10 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	if err != nil {
 		return err
 	}
-	if err := a.inFlight.Take(who.Client); err != nil {
+	if err := a.inFlight.Acquire(who.Client); err != nil {
 		return unavailable(err.Error(), err)
 	}
-	defer a.inFlight.Leave(who.Client)
+	defer a.inFlight.Release(who.Client)
 	session, unknown, err := parseBody(body)
 	n.unknown = unknown
 	if err == nil {
@@ -100,7 +99,7 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 		return err
 	}
 	now := a.now()
-	if wait := client.Take(who.Client, now); wait > 0 {
+	if wait := client.Allow(who.Client, now); wait > 0 {
 		return tooManySessions(wait)
 	}
 	secret := session.open(who.Client, now, cmp.Or(client.SessionTTL, a.sessionTTL))
@@ -185,10 +184,10 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request, client string) ([
 		return nil, tooLarge(maxBody)
 	}
 	if r.ContentLength > smallBody || r.ContentLength < 0 { // -1: it does not say
-		if err := a.reading.Take(client); err != nil {
+		if err := a.reading.Acquire(client); err != nil {
 			return nil, unavailable(err.Error(), err)
 		}
-		defer a.reading.Leave(client)
+		defer a.reading.Release(client)
 	}
 	var body []byte
 	var err error

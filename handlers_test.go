@@ -685,7 +685,7 @@ func TestReadingPlaces(t *testing.T) {
 	large, chunked := fmt.Sprintf("Content-Length: %d", smallBody+1), "Transfer-Encoding: chunked"
 	for i, length := range []string{large, chunked, large} {
 		begin(token, length)
-		testkit.WaitFor(t, 5*time.Second, "a place to be taken", func() bool { return ts.reading.Taken() == i+1 })
+		testkit.WaitFor(t, 5*time.Second, "a place to be taken", func() bool { return ts.reading.InUse() == i+1 })
 	}
 	for _, length := range []string{large, chunked} {
 		begin(token, length).answer(t, "POST").WantError(t, 503, "unavailable")

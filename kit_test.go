@@ -248,7 +248,7 @@ func (ts *testServer) wantRefused(t testing.TB, a testkit.Answer, status int, na
 func (ts *testServer) waitBusy(t testing.TB, n int) {
 	t.Helper()
 	testkit.WaitFor(t, 5*time.Second, fmt.Sprintf("%d requests in work", n),
-		func() bool { return ts.inFlight.Taken() == n })
+		func() bool { return ts.inFlight.InUse() == n })
 }
 
 // authorization is the header line of a good token.

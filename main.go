@@ -34,7 +34,7 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
-	"authsession/internal/fairshare"
+	"authsession/internal/clients"
 	"authsession/internal/keytool"
 	"authsession/internal/linelog"
 	"authsession/internal/listener"
@@ -216,8 +216,8 @@ func newServer(cfg config, log *slog.Logger, lines io.Writer) *server {
 			authURL:     cfg.authURL,
 			sessionTTL:  cfg.sessionTTL,
 			sealRecords: cfg.sealRecords,
-			inFlight:    fairshare.New(cfg.maxInFlight),
-			reading:     fairshare.New(cfg.maxInFlight),
+			inFlight:    clients.NewShares(cfg.maxInFlight),
+			reading:     clients.NewShares(cfg.maxInFlight),
 		},
 		trusted:   cfg.trusted,
 		metrics:   m,

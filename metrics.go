@@ -121,8 +121,8 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 		registry.MustRegister(prometheus.NewCounterFunc(opts, func() float64 { return float64(value()) }))
 	}
 	gauge("http_requests_in_flight", "Requests for a session in work, their bodies read.", nil,
-		func() float64 { return float64(a.inFlight.Taken()) })
-	gauge("http_requests_in_flight_limit", "MAX_IN_FLIGHT.", nil, func() float64 { return float64(a.inFlight.Most()) })
+		func() float64 { return float64(a.inFlight.InUse()) })
+	gauge("http_requests_in_flight_limit", "MAX_IN_FLIGHT.", nil, func() float64 { return float64(a.inFlight.Max()) })
 	for _, status := range listener.Statuses {
 		counter("http_refusals_total", "Requests that net/http refused before a route was found, by status code.",
 			prometheus.Labels{"code": strconv.Itoa(status)}, func() uint64 { return connections.Refused(status) })
@@ -150,9 +150,9 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 		func() float64 { return truth(a.verifier.Stats().KeySetFresh) })
 	if a.clients != nil {
 		gauge("clients_file_last_success_timestamp_seconds", "When CLIENTS_FILE was last read well, in Unix time.", nil,
-			func() float64 { last, _ := a.clients.Read(); return float64(last) })
+			func() float64 { last, _ := a.clients.Status(); return float64(last) })
 		gauge("clients_file_last_load_success", "Whether the last reading of CLIENTS_FILE went well.", nil,
-			func() float64 { _, fresh := a.clients.Read(); return truth(fresh) })
+			func() float64 { _, fresh := a.clients.Status(); return truth(fresh) })
 	}
 	version, revision, goVersion := build()
 	gauge("build_info", "1, and what was built as labels.",

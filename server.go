@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"authsession/internal/bearer"
-	"authsession/internal/fairshare"
+	"authsession/internal/clients"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-json-experiment/json"
@@ -138,7 +138,7 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 			s.metrics.countClient(e.client, e.status)
 		}
 		s.logRequest(r, &e)
-		if errors.Is(e.cause, fairshare.ErrShare) {
+		if errors.Is(e.cause, clients.ErrShare) {
 			s.slowDown(w, r)
 		}
 	}

@@ -360,7 +360,7 @@ func TestSlowDown(t *testing.T) {
 		s.overShare = rate.NewLimiter(0, 0)
 	})
 	for range 3 { // all that one client may have
-		testkit.Must(t, ts.inFlight.Take("acme"))
+		testkit.Must(t, ts.inFlight.Acquire("acme"))
 	}
 	for name, test := range map[string]struct {
 		header string
@@ -436,7 +436,7 @@ func TestPanic(t *testing.T) {
 	w.wantClosed(t)    // and aborted, without an answer
 
 	ts.wantSession(t, ts.post(t, ts.token(t), goodBody))
-	if n := ts.inFlight.Taken(); n != 0 {
+	if n := ts.inFlight.InUse(); n != 0 {
 		t.Errorf("%d requests in work after all have ended", n)
 	}
 	for what, want := range map[string]int{`"stack"`: 1, "http: panic": 0} {

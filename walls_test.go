@@ -24,7 +24,7 @@ import (
 // mayImport has every package of this module, and which others of it, by their names under internal, it may import.
 // Tests may import more.
 var mayImport = map[string][]string{
-	".": {"bearer", "clients", "embedredis", "fairshare", "groupcommit", "keytool", "linelog", "listener", "redirecturi",
+	".": {"bearer", "clients", "embedredis", "groupcommit", "keytool", "linelog", "listener", "redirecturi",
 		"redisurl", "sandbox", "seal", "strictjson"},
 	"bench":                nil,
 	"bench/floor":          nil,
@@ -33,7 +33,6 @@ var mayImport = map[string][]string{
 	"internal/bearer":      {"strictjson"},
 	"internal/clients":     {"redirecturi", "strictjson"},
 	"internal/embedredis":  nil,
-	"internal/fairshare":   nil,
 	"internal/groupcommit": nil,
 	"internal/keytool":     {"bearer"},
 	"internal/linelog":     nil,

@@ -1,17 +1,11 @@
-// Package clients says which client may do what, by the operator's clients file.
-//
-// The file is a JSON object, read by internal/strictjson's rules, in which any other member is an error:
+// Package clients limits what each client may do, by the operator's clients file and by shares of the service's
+// capacity. In the file, such as
 //
 //	{"clients": {"acme": {"redirect_uris": ["https://acme.com/cb"], "sessions_per_minute": 600}, "*": {}}}
 //
-// "*" stands for all clients that are not listed. Each member of a client is optional: an absent one allows what the
-// service allows, an empty list allows none, and null is an error.
-//
-//	redirect_uris        where the browser may go; see AllowsURI
-//	institution_ids      which institutions a session may be for
-//	permissions          what may be asked for, and what a request asks for that names none
-//	session_ttl          lifetime of a session, as a Go duration
-//	sessions_per_minute  1 to 1,000,000; see Take
+// the name "*" stands for all clients that are not listed. The members of a client are redirect_uris, institution_ids,
+// permissions, session_ttl and sessions_per_minute. An absent member allows what the service allows, an empty list
+// allows nothing, and null is an error.
 package clients
 
 import (
@@ -26,65 +20,70 @@ import (
 )
 
 const (
-	maxFile = 1 << 20     // bytes
-	every   = time.Second // between readings
+	maxFileSize  = 1 << 20 // bytes
+	readInterval = time.Second
 )
 
-// File is the clients file as it was last read well. A nil *File allows every client what the service allows.
+// File is a clients file. It keeps the rules of its last valid version. A nil *File allows every client what the
+// service allows.
 type File struct {
-	path              string
-	leastTTL, mostTTL time.Duration
+	path           string
+	minTTL, maxTTL time.Duration
 
-	clients  atomic.Pointer[map[string]*Client]
-	read     atomic.Int64 // when the file was last read well, in Unix seconds
-	fresh    atomic.Bool  // the last reading went well
-	document []byte       // that clients came from; used by load alone
+	clients     atomic.Pointer[map[string]*Client]
+	lastSuccess atomic.Int64 // Unix seconds
+	fresh       atomic.Bool
+	document    []byte // the source of clients; only load uses it
 }
 
-// Open reads the file. A session_ttl in it must be from leastTTL to mostTTL. The error names the client, the member and
-// the rule that it breaks.
-func Open(path string, leastTTL, mostTTL time.Duration) (*File, error) {
-	f := &File{path: path, leastTTL: leastTTL, mostTTL: mostTTL}
+// Open reads the file. A session_ttl must be from minTTL to maxTTL. The error names the client, the member and the
+// broken rule.
+func Open(path string, minTTL, maxTTL time.Duration) (*File, error) {
+	f := &File{path: path, minTTL: minTTL, maxTTL: maxTTL}
+	f.clients.Store(&map[string]*Client{})
 	_, err := f.load()
 	return f, err
 }
 
-// Run reads the file again each second until ctx ends. A bad one leaves the last good one in force, and is logged once.
+// Run reads the file every second until ctx ends. If the file is invalid, its last valid version stays in force, and
+// Run logs the error once.
 func (f *File) Run(ctx context.Context, log *slog.Logger) {
 	if f == nil {
 		return
 	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(readInterval)
 	defer tick.Stop()
-	for failure := ""; ; {
+	for logged := ""; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		switch changed, err := f.load(); {
-		case err == nil:
-			if failure = ""; changed {
-				log.Info("clients file loaded", "clients", len(*f.clients.Load()))
-			}
-		case err.Error() != failure:
-			failure = err.Error()
-			log.Error("reading the clients file failed, the last good one stays", "cause", failure)
+		changed, err := f.load()
+		if changed {
+			log.Info("clients file loaded", "clients", len(*f.clients.Load()))
 		}
+		cause := fmt.Sprint(err)
+		if err != nil && cause != logged {
+			log.Error("reading the clients file failed, the last good one stays", "cause", cause)
+		}
+		logged = cause
 	}
 }
 
+// load reads the file and reports whether its content has changed.
 func (f *File) load() (changed bool, err error) {
 	document, err := readFile(f.path)
 	if err == nil && (f.document == nil || !bytes.Equal(document, f.document)) {
-		var found map[string]*Client
-		if found, err = f.parse(document); err == nil {
-			f.clients.Store(&found)
+		var clients map[string]*Client
+		if clients, err = f.parse(document); err == nil {
+			f.clients.Store(&clients)
 			f.document, changed = document, true
 		}
 	}
-	if f.fresh.Store(err == nil); err == nil {
-		f.read.Store(time.Now().Unix())
+	f.fresh.Store(err == nil)
+	if err == nil {
+		f.lastSuccess.Store(time.Now().Unix())
 	}
 	return changed, err
 }
@@ -94,20 +93,20 @@ func readFile(path string) ([]byte, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case !info.Mode().IsRegular(): // a pipe would block
+	case !info.Mode().IsRegular(): // because reading a pipe would block
 		return nil, errors.New("not a regular file")
-	case info.Size() > maxFile:
-		return nil, fmt.Errorf("more than %d bytes", maxFile)
+	case info.Size() > maxFileSize:
+		return nil, fmt.Errorf("more than %d bytes", maxFileSize)
 	}
 	return os.ReadFile(path)
 }
 
-var anything = &Client{}
+var unlimited = &Client{}
 
-// Find returns the client's rules: its own, those of "*", or nil for a client that may do nothing.
+// Find returns the rules of the client with this name, else those of "*", else nil: the client may do nothing.
 func (f *File) Find(name string) *Client {
 	if f == nil {
-		return anything
+		return unlimited
 	}
 	clients := *f.clients.Load()
 	if c := clients[name]; c != nil {
@@ -116,5 +115,5 @@ func (f *File) Find(name string) *Client {
 	return clients["*"]
 }
 
-// Read returns when the file was last read well, in Unix seconds, and whether the last reading went well.
-func (f *File) Read() (last int64, fresh bool) { return f.read.Load(), f.fresh.Load() }
+// Status returns the time of the last successful read, in Unix seconds, and whether the latest read succeeded.
+func (f *File) Status() (lastSuccess int64, fresh bool) { return f.lastSuccess.Load(), f.fresh.Load() }
