@@ -19,13 +19,13 @@ import (
 	goahttp "goa.design/goa/v3/http"
 	goa "goa.design/goa/v3/pkg"
 
-	"authsession/compat/gen/auth"
-	"authsession/compat/gen/http/auth/client"
+	"authsession/e2e/compat/gen/auth"
+	"authsession/e2e/compat/gen/http/auth/client"
 )
 
 func TestResult(t *testing.T) {
 	t.Parallel()
-	s := startService(t, startRedis(t))
+	s := startService(t)
 	before := time.Now()
 	got, err := newClient(s.addr, http.DefaultClient).CreateSession(t.Context(), goodPayload())
 	if err != nil {
@@ -41,14 +41,14 @@ func TestResult(t *testing.T) {
 
 func TestCallersErrors(t *testing.T) {
 	t.Parallel()
-	s := startService(t, startRedis(t))
-	stalled, end := io.Pipe() // a body that never comes
+	s := startService(t)
+	stalled, end := io.Pipe() // a body that never arrives
 	t.Cleanup(func() { end.Close() })
 
 	tests := []struct {
 		name    string
 		payload func(*auth.CreateSessionPayload)
-		request func(*http.Request) // what the generated client alone would not send
+		request func(*http.Request) // changes the generated client's request
 		want    goa.ServiceError
 	}{
 		{name: "field", want: goa.ServiceError{Name: "bad_request"},
@@ -99,15 +99,14 @@ func TestCallersErrors(t *testing.T) {
 
 func TestRedisFails(t *testing.T) {
 	t.Parallel()
-	redis := startRedis(t)
-	s := startService(t, redis)
+	s := startService(t)
 	c := newClient(s.addr, http.DefaultClient)
-	if _, err := c.CreateSession(t.Context(), goodPayload()); err != nil { // and a connection is there
+	if _, err := c.CreateSession(t.Context(), goodPayload()); err != nil { // this also opens a connection to Redis
 		t.Fatal(err)
 	}
-	redis.pause(t)
+	s.redis.pause(t)
 	s.wantError(t, c, goodPayload(), goa.ServiceError{Name: "timeout", Timeout: true, Temporary: true})
-	redis.kill()
+	s.redis.kill()
 	s.wantError(t, c, goodPayload(), goa.ServiceError{Name: "unavailable", Temporary: true})
 }
 
@@ -117,7 +116,7 @@ func TestRate(t *testing.T) {
 	if err := os.WriteFile(clients, []byte(`{"clients": {"acme": {"sessions_per_minute": 1}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := startService(t, startRedis(t), "CLIENTS_FILE="+clients)
+	s := startService(t, "CLIENTS_FILE="+clients)
 	c := newClient(s.addr, http.DefaultClient)
 	if _, err := c.CreateSession(t.Context(), goodPayload()); err != nil {
 		t.Fatal(err)
@@ -125,8 +124,7 @@ func TestRate(t *testing.T) {
 	s.wantError(t, c, goodPayload(), goa.ServiceError{Name: "too_many_requests", Temporary: true})
 }
 
-// TestFault has the answer of a bug, which nobody can ask the service for, from a
-// stand-in.
+// A stand-in sends the response to a bug, because no request provokes one.
 func TestFault(t *testing.T) {
 	t.Parallel()
 	standIn := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -141,12 +139,11 @@ func TestFault(t *testing.T) {
 	wantError(t, c, goodPayload(), goa.ServiceError{Name: "fault", Fault: true})
 }
 
-// wantError checks that c's call fails with an error of Goa's own type, and that its id
-// is in the service's log.
+// wantError checks that a call fails with Goa's error type, and that the service's log has its ID.
 func (s *service) wantError(t *testing.T, c *auth.Client, p *auth.CreateSessionPayload, want goa.ServiceError) {
 	t.Helper()
 	id := wantError(t, c, p, want)
-	find(t, s.log, `"error_id":"(`+regexp.QuoteMeta(id)+`)"`)
+	s.find(t, `"error_id":"(`+regexp.QuoteMeta(id)+`)"`)
 }
 
 func wantError(t *testing.T, c *auth.Client, p *auth.CreateSessionPayload, want goa.ServiceError) (id string) {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestGeneratedClient generates the client and runs the tests that need it. They have a
-// build tag, since without gen they don't compile.
+// TestGeneratedClient generates the client and runs the tests in client. They have a build tag because they do not
+// compile without gen.
 func TestGeneratedClient(t *testing.T) {
 	for _, args := range [][]string{
 		{"generate", "."},

@@ -1,4 +1,4 @@
-module authsession/compat
+module authsession/e2e/compat
 
 go 1.26.0
 

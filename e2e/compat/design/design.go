@@ -1,11 +1,10 @@
-// Package design describes the endpoint in Goa's language, from README.md's tables
-// alone. What it generates knows nothing else of the service.
+// Package design describes the endpoint in Goa's design language, only from README.md's tables.
 package design
 
 import (
 	"net/http"
 
-	//lint:ignore ST1001 Goa's designs are written so
+	//lint:ignore ST1001 Goa designs use dot imports
 	. "goa.design/goa/v3/dsl"
 )
 
@@ -36,8 +35,8 @@ var _ = Service("auth", func() {
 		})
 		Result(authSession)
 
-		// Without a type an error is Goa's own ErrorResult. 408 and 504 are both named
-		// timeout on the wire; in a design a name has one status.
+		// An error without a type is Goa's ErrorResult. 408 and 504 both have the name timeout, but in a design a name
+		// has one status.
 		Error("bad_request")
 		Error("invalid_institution_id")
 		Error("unauthorized")
