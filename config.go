@@ -92,7 +92,7 @@ func (e *fromEnv) config() config {
 			ClientClaims: e.list("JWT_CLIENT_CLAIM", "client_id,azp,sub", "claims; the first that is there names the client"),
 			MaxLifetime: e.duration("JWT_MAX_LIFETIME", "24h", "a token with more left is refused, 1s to 87600h",
 				time.Second, 10*365*24*time.Hour),
-			AccessOnly: e.typ("JWT_TYP", "at+jwt demands that type (RFC 9068); an access token's or JWT where not set"),
+			RequireATJWT: e.typ("JWT_TYP", "at+jwt demands that type (RFC 9068); an access token's or JWT where not set"),
 		},
 		certHeader: e.header("CLIENT_CERT_HEADER",
 			"header in which the gateway passes its caller's certificate; bound tokens are refused where not set"),

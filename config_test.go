@@ -46,7 +46,7 @@ func TestConfigFields(t *testing.T) {
 		"JWT_CLIENT_CLAIM":    func(c config) any { return c.tokens.ClientClaims },
 		"JWT_MAX_LIFETIME":    func(c config) any { return c.tokens.MaxLifetime },
 		"STORE_TIMEOUT":       func(c config) any { return c.storeTimeout },
-		"JWT_TYP":             func(c config) any { return c.tokens.AccessOnly },
+		"JWT_TYP":             func(c config) any { return c.tokens.RequireATJWT },
 		"TRUSTED_PROXIES":     func(c config) any { return c.trusted },
 		"CLIENTS_FILE":        func(c config) any { return c.clients.Find("x") == nil },
 

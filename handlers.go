@@ -34,7 +34,7 @@ type handler func(http.ResponseWriter, *http.Request, *note) error
 
 // note is what a handler has the access log say of a request.
 type note struct {
-	bearer  bearer.Bearer
+	bearer  bearer.Token
 	client  *clients.Client // nil: none, or not listed
 	session string          // the session's public id
 	unknown []string        // names of members that the body has and we do not know
@@ -68,7 +68,7 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	if err != nil {
 		return err
 	}
-	client := a.clients.Find(who.Client)
+	client := a.clients.Find(who.ClientID)
 	n.bearer, n.client = who, client
 	if !who.HasScope {
 		return insufficientScope(bearer.Scope)
@@ -79,14 +79,14 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 	if err := checkMediaType(r.Header); err != nil {
 		return err
 	}
-	body, err := a.readBody(w, r, who.Client)
+	body, err := a.readBody(w, r, who.ClientID)
 	if err != nil {
 		return err
 	}
-	if err := a.inFlight.Acquire(who.Client); err != nil {
+	if err := a.inFlight.Acquire(who.ClientID); err != nil {
 		return unavailable(err.Error(), err)
 	}
-	defer a.inFlight.Release(who.Client)
+	defer a.inFlight.Release(who.ClientID)
 	session, unknown, err := parseBody(body)
 	n.unknown = unknown
 	if err == nil {
@@ -99,16 +99,16 @@ func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) err
 		return err
 	}
 	now := a.now()
-	if wait := client.Allow(who.Client, now); wait > 0 {
+	if wait := client.Allow(who.ClientID, now); wait > 0 {
 		return tooManySessions(wait)
 	}
-	secret := session.open(who.Client, now, cmp.Or(client.SessionTTL, a.sessionTTL))
+	secret := session.open(who.ClientID, now, cmp.Or(client.SessionTTL, a.sessionTTL))
 	n.session = session.ID
 	record := session.encode()
 	if a.sealRecords {
 		record = seal.Seal(secret, record)
 	}
-	err = a.store.put(who.Client, hashSecret(secret), record, session.ExpiresAt)
+	err = a.store.put(who.ClientID, hashSecret(secret), record, session.ExpiresAt)
 	if groupcommit.TimedOut(err) {
 		return storeTimedOut(err)
 	}
@@ -135,7 +135,7 @@ func writeJSON(w http.ResponseWriter, object []byte) error {
 
 // authenticate returns the bearer of the request's token (RFC 6750, section 2.1). A token anywhere but in the one
 // Authorization header does not count.
-func (a *api) authenticate(r *http.Request) (who bearer.Bearer, err error) {
+func (a *api) authenticate(r *http.Request) (who bearer.Token, err error) {
 	values := r.Header["Authorization"]
 	if len(values) > 1 {
 		return who, badRequest("there must be one Authorization header", nil)

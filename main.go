@@ -168,9 +168,9 @@ func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(*se
 	failed := make(chan error, 1)
 	go func() {
 		// A gateway may send requests as soon as the address is open. The first wait a moment for the keys.
-		for wait := time.Now().Add(500 * time.Millisecond); !s.verifier.Ready() && time.Now().Before(wait); {
-			time.Sleep(2 * time.Millisecond)
-		}
+		wait, cancel := context.WithTimeout(background, 500*time.Millisecond)
+		_ = s.verifier.WaitReady(wait)
+		cancel()
 		failed <- srv.Serve(callers)
 	}()
 	select {

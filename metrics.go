@@ -135,19 +135,11 @@ func (m metrics) registry(a *api, connections *listener.Listener, lines *linelog
 		func() float64 { return a.store.clockSkew().Seconds() })
 	gauge("redis_primaries_failing", "Primaries of Redis that took no session at the last check.", nil,
 		func() float64 { return float64(len(a.store.primariesFailing())) })
-	const tokens = "Bearer tokens checked: remembered and verified are good, refused are not."
-	for result, count := range map[string]func() uint64{
-		"remembered": func() uint64 { return a.verifier.Stats().Remembered },
-		"verified":   func() uint64 { return a.verifier.Stats().Verified },
-		"refused":    func() uint64 { return a.verifier.Stats().Refused },
-	} {
-		counter("tokens_total", tokens, prometheus.Labels{"result": result}, count)
-	}
 	gauge("key_set_last_success_timestamp_seconds",
 		"When the key set was last fetched well, in Unix time; 0: never.", nil,
-		func() float64 { return float64(a.verifier.Stats().KeySetFetched) })
+		func() float64 { last, _ := a.verifier.KeySetStatus(); return float64(last) })
 	gauge("key_set_last_refresh_success", "Whether the last fetch of the key set went well.", nil,
-		func() float64 { return truth(a.verifier.Stats().KeySetFresh) })
+		func() float64 { _, fresh := a.verifier.KeySetStatus(); return truth(fresh) })
 	if a.clients != nil {
 		gauge("clients_file_last_success_timestamp_seconds", "When CLIENTS_FILE was last read well, in Unix time.", nil,
 			func() float64 { last, _ := a.clients.Status(); return float64(last) })

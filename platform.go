@@ -31,7 +31,7 @@ func (a *api) mintToken(w http.ResponseWriter, r *http.Request, n *note) error {
 	if err := checkID(id, 128); err != nil {
 		return badRequest("client_id "+err.Error(), nil)
 	}
-	n.bearer.Client = id
+	n.bearer.ClientID = id
 	token, lifetime, err := a.issue(id)
 	if err != nil {
 		return err

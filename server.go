@@ -134,7 +134,7 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 		}
 		e.took = time.Since(e.start)
 		metrics.count(e.status, e.error, e.took)
-		if s.clients != nil && e.bearer.Client != "" {
+		if s.clients != nil && e.bearer.ClientID != "" {
 			s.metrics.countClient(e.client, e.status)
 		}
 		s.logRequest(r, &e)
@@ -249,8 +249,8 @@ func (s *server) logRequest(r *http.Request, e *entry) {
 	line = strconv.AppendInt(append(line, `,"duration_us":`...), e.took.Microseconds(), 10)
 	line = appendText(line, `,"remote_ip":`, remoteIP(r.RemoteAddr, r.Header["X-Forwarded-For"], s.trusted))
 	line = appendText(line, `,"trace_id":`, traceID(r.Header["Traceparent"]))
-	line = appendText(line, `,"client_id":`, printable(e.bearer.Client))
-	line = appendText(line, `,"jti":`, printable(e.bearer.TokenID))
+	line = appendText(line, `,"client_id":`, printable(e.bearer.ClientID))
+	line = appendText(line, `,"jti":`, printable(e.bearer.ID))
 	line = appendText(line, `,"kid":`, printable(e.bearer.KeyID))
 	line = appendText(line, `,"session":`, e.session)
 	for i, name := range e.unknown {

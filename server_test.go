@@ -685,7 +685,7 @@ func TestLogLine(t *testing.T) {
 	s := &server{lines: &got}
 	e := entry{start: time.Now(), took: 1500 * time.Microsecond, requestID: "r-1", status: 500, error: "fault",
 		errorID: "E", cause: errors.New("quote \" slash \\ feed \n bad \xff é \u2028 <&>")}
-	e.bearer.Client, e.unknown = "acme\x00", []string{"a", "", "\"é"}
+	e.bearer.ClientID, e.unknown = "acme\x00", []string{"a", "", "\"é"}
 	s.logRequest(&http.Request{Method: "P\tST", RemoteAddr: "192.0.2.1:5"}, &e)
 	line := slog.NewRecord(e.start.Add(e.took), slog.LevelError, "request", 0)
 	line.Add("request_id", "r-1", "method", `P\tST`, "route", "", "status", 500, "duration_us", 1500,

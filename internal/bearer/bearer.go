@@ -1,9 +1,9 @@
-// Package bearer tells who the bearer of a token is.
+// Package bearer verifies OAuth 2.0 access tokens and returns the client ID.
 //
-// A good token is a JWT in compact form (RFC 7519, 7515) that is signed by a key of the authorization server's
-// published key set and whose claims pass the rules of RFC 8725 and of Config. Nothing of a token can make the service
-// fetch anything but that key set, and that at most once in 30 s. A token that was found good is remembered, because
-// partners use one token for minutes and its signature costs more than all the rest of a request.
+// A valid token is a JWT in compact form (RFC 7515, RFC 7519) with a signature by a key of the authorization server's
+// key set. Its header and claims follow RFC 8725 and Config. A token can cause no request but a fetch of that key set,
+// and unknown key IDs cause at most one fetch in 30 s. Verified tokens are cached, because clients send one token for
+// minutes and its signature costs more than the rest of a request.
 package bearer
 
 import (
@@ -14,26 +14,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"authsession/internal/strictjson"
 
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Scope is what a token must hold to create sessions.
+// Scope is the scope that a token needs to create sessions.
 const Scope = "api:user.write"
 
 const (
-	maxToken      = 8 << 10 // bytes
-	maxClient     = 128     // bytes
-	leeway        = 30      // seconds on exp, nbf and iat, for clocks that differ
-	maxRemembered = 10_000  // tokens
+	maxTokenBytes = 8 << 10
+	maxCached     = 10_000 // tokens
 )
 
 // Algorithms are the signature algorithms that Config.Algorithms may list, all asymmetric.
@@ -42,214 +35,126 @@ var Algorithms = []jose.SignatureAlgorithm{
 	jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
 }
 
-// Config says which tokens are good.
+// Config holds the rules for valid tokens.
 type Config struct {
-	JWKSURL      *url.URL                  // the key set: https, http to this machine, or file
-	Algorithms   []jose.SignatureAlgorithm // of Algorithms; at least one
-	Issuer       string                    // what iss must be; "" demands none
-	Audience     string                    // what aud must have; "" demands none
-	ClientClaims []string                  // the first that is a non-empty string names the client
-	MaxLifetime  time.Duration             // from now to exp; a token with more left is refused
-	AccessOnly   bool                      // typ must be at+jwt (RFC 9068, section 4)
+	JWKSURL      *url.URL                  // of the key set: https, http to a loopback host, or file
+	Algorithms   []jose.SignatureAlgorithm // allowed ones, a non-empty subset of the package's Algorithms
+	Issuer       string                    // required iss; "" allows any
+	Audience     string                    // required member of aud; "" allows any
+	ClientClaims []string                  // claims with the client ID: the first non-empty string counts
+	MaxLifetime  time.Duration             // maximum time left until exp
+	RequireATJWT bool                      // require typ at+jwt (RFC 9068, section 4)
 }
 
-// Bearer is what a good token says of its bearer.
-type Bearer struct {
-	Client   string // 1 to 128 bytes
-	HasScope bool   // the token holds Scope
-	TokenID  string // its jti, cut to 64 bytes, for the log; "": none
-	KeyID    string // of the key that signed it; "": none
+// Token holds what the service needs from a valid token.
+type Token struct {
+	ClientID string // 1 to 128 bytes
+	HasScope bool   // the token has Scope
+	ID       string // jti for the log, cut to 64 bytes; "" if the token has none
+	KeyID    string // of the key that signed the token; "" if that key has none
 }
 
-// ErrNoKeys means that the key set was never loaded, so that no token can be told good from bad.
+// ErrNoKeys means that the key set has never been loaded, so no token can be verified.
 var ErrNoKeys = errors.New("key set not loaded yet")
 
-// Stats counts since the start.
-type Stats struct {
-	Remembered, Verified uint64 // good tokens: seen before, and checked whole
-	Refused              uint64 // bad tokens
-	KeySetFetched        int64  // when the key set was last fetched well, in Unix seconds; 0: never
-	KeySetFresh          bool   // the last fetch of the key set went well
-}
-
-// Verifier checks tokens. Its methods may be called at the same time.
+// Verifier verifies tokens. It is safe for concurrent use.
 type Verifier struct {
 	config Config
 	keys   *keySet
-	now    func() time.Time
-
-	rememberedCount, verifiedCount, refusedCount atomic.Uint64
-
-	mu         sync.RWMutex
-	remembered map[[sha256.Size]byte]rememberedToken // by the token's hash
+	cache  tokenCache
 }
 
-// rememberedToken is a token that was found good. It stays good until its exp, while the key set is the same: what else
-// was checked cannot become false as time goes by. A bound one (cnf) is good with the very header alone that it came
-// with, whose hash is certificate.
-type rememberedToken struct {
-	bearer      Bearer
-	exp         float64 // Unix seconds
-	bound       bool    // to a certificate
-	certificate [sha256.Size]byte
-	keys        *[]jose.JSONWebKey
-}
-
-// New returns a Verifier that refuses all tokens with ErrNoKeys until Run has loaded the key set.
+// New returns a Verifier whose Verify returns ErrNoKeys until Run has loaded the key set.
 func New(c Config, log *slog.Logger) *Verifier {
-	return &Verifier{
-		config:     c,
-		keys:       newKeySet(c.JWKSURL, c.Algorithms, log),
-		now:        time.Now,
-		remembered: map[[sha256.Size]byte]rememberedToken{},
-	}
+	return &Verifier{config: c, keys: newKeySet(c.JWKSURL, c.Algorithms, log), cache: tokenCache{
+		limit: maxCached, tokens: map[[sha256.Size]byte]verifiedToken{},
+	}}
 }
 
-// Run loads the key set and keeps it fresh until ctx ends.
+// Run loads the key set and keeps it up to date until ctx is done.
 func (v *Verifier) Run(ctx context.Context) { v.keys.run(ctx) }
 
-// Ready tells whether the key set was ever loaded.
-func (v *Verifier) Ready() bool { return v.keys.loaded() }
+// Ready reports whether the key set has been loaded.
+func (v *Verifier) Ready() bool { return v.keys.current.Load() != nil }
 
-// Stats returns the counters as they are now.
-func (v *Verifier) Stats() Stats {
-	return Stats{
-		Remembered:    v.rememberedCount.Load(),
-		Verified:      v.verifiedCount.Load(),
-		Refused:       v.refusedCount.Load(),
-		KeySetFetched: v.keys.fetched.Load(),
-		KeySetFresh:   v.keys.fresh.Load(),
+// WaitReady waits until the key set has been loaded. It returns ctx's error if ctx is done first.
+func (v *Verifier) WaitReady(ctx context.Context) error {
+	select {
+	case <-v.keys.loaded:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-// Verify returns the bearer of a good token. It may wait up to MaxWait for the key set, where the token names a key
-// that the set does not have. certificate is the values of the header in which the gateway passes its caller's
-// certificate, in RFC 9440's form or as nginx's escaped PEM: a token that is bound to a certificate (cnf) needs exactly
-// that one. The error is ErrNoKeys, or says why the token is not good without quoting it.
-func (v *Verifier) Verify(token string, certificate ...string) (Bearer, error) {
-	token = token[:min(len(token), maxToken+1)] // hash no more of one that is too long, which verifyNow refuses
-	keys := v.keys.keys.Load()
-	hash := sha256.Sum256(append(make([]byte, 0, 1024), token...)) // a usual token is not copied to the heap
-	v.mu.RLock()
-	known, found := v.remembered[hash]
-	v.mu.RUnlock()
-	if found && known.keys == keys && unixSeconds(v.now()) < known.exp+leeway &&
-		(!known.bound || len(certificate) == 1 && hashCertificate(certificate[0]) == known.certificate) {
-		v.rememberedCount.Add(1)
-		return known.bearer, nil
-	}
-	good, err := v.verifyNow(token, certificate)
-	if err != nil {
-		if err != ErrNoKeys {
-			v.refusedCount.Add(1)
-		}
-		return Bearer{}, err
-	}
-	v.verifiedCount.Add(1)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if len(v.remembered) >= maxRemembered && !found {
-		for other := range v.remembered { // any one makes room
-			delete(v.remembered, other)
-			break
-		}
-	}
-	good.keys = keys
-	v.remembered[hash] = good
-	return good.bearer, nil
+// KeySetStatus returns the time of the last successful fetch of the key set, in Unix seconds (0: none yet), and whether
+// the last fetch was successful.
+func (v *Verifier) KeySetStatus() (lastSuccess int64, fresh bool) {
+	return v.keys.lastSuccess.Load(), v.keys.fresh.Load()
 }
 
-// verifyNow checks form, header, signature, claims, and the certificate of a bound token.
-func (v *Verifier) verifyNow(token string, certificate []string) (good rememberedToken, err error) {
+// Verify verifies a token. It waits up to MaxWait for a fetch of the key set if the token's key ID is unknown.
+//
+// certificate has all values of the header in which the gateway passes its client's certificate. A token that is bound
+// to a certificate by its claim cnf is valid only together with that certificate.
+//
+// The error is ErrNoKeys or the reason why the token is not valid. A reason never quotes the token.
+func (v *Verifier) Verify(token string, certificate ...string) (Token, error) {
+	keys := v.keys.current.Load()
+	hash := sha256.Sum256(append(make([]byte, 0, 1024), token...)) // a usual token is copied to the stack
+	verified, cached := v.cache.get(hash)
+	if !cached || verified.keys != keys || expired(verified.exp, time.Now()) {
+		var err error
+		if verified, err = v.verify(token); err != nil {
+			return Token{}, err
+		}
+		verified.keys = keys
+		v.cache.put(hash, verified)
+	}
+	if err := verified.checkCertificate(certificate); err != nil {
+		return Token{}, err
+	}
+	return verified.Token, nil
+}
+
+// verify checks a token's form, header, signature and claims.
+func (v *Verifier) verify(token string) (verifiedToken, error) {
 	if !wellFormed(token) {
-		return good, errors.New("not a compact JWT")
+		return verifiedToken{}, errors.New("not a compact JWT")
 	}
 	kid, err := v.checkHeader(token)
 	if err != nil {
-		return good, err
+		return verifiedToken{}, err
 	}
-	// The library's errors quote the token, so they are not passed on.
 	signed, err := jose.ParseSignedCompact(token, v.config.Algorithms)
-	if err != nil {
-		return good, errors.New("malformed, or signed with an algorithm that is not allowed")
+	if err != nil { // not wrapped, because it quotes the token
+		return verifiedToken{}, errors.New("malformed, or signed with an algorithm that is not allowed")
 	}
-	keys, err := v.keys.find(kid, signed.Signatures[0].Header.Algorithm)
+	keys, err := v.keys.find(kid, jose.SignatureAlgorithm(signed.Signatures[0].Header.Algorithm))
 	if err != nil {
-		return good, err
+		return verifiedToken{}, err
 	}
 	for _, key := range keys {
 		payload, err := signed.Verify(key.Key)
 		if err != nil {
 			continue
 		}
-		claims, err := parseObject(payload)
-		if err != nil {
-			return good, fmt.Errorf("payload %w", err)
-		}
-		good.bearer, good.exp, err = v.checkClaims(claims)
-		if cnf, given := claims["cnf"]; given && err == nil {
-			good.bound = true
-			good.certificate, err = checkCertificate(cnf, certificate)
-		}
-		good.bearer.KeyID = key.KeyID
-		return good, err
+		verified, err := v.checkClaims(payload)
+		verified.KeyID = key.KeyID
+		return verified, err
 	}
-	return good, errors.New("bad signature")
+	return verifiedToken{}, errors.New("bad signature")
 }
 
-// wellFormed takes three parts of base64url with dots between, 8 KiB at most.
+// wellFormed reports whether token has three parts of base64url characters and at most 8 KiB. go-jose alone would skip
+// line ends.
 func wellFormed(token string) bool {
-	for i := range min(len(token), maxToken) {
-		if !tokenCharacters[token[i]] {
-			return false
-		}
-	}
-	return len(token) <= maxToken && strings.Count(token, ".") == 2
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
+	return len(token) <= maxTokenBytes && strings.Count(token, ".") == 2 && strings.Trim(token, alphabet) == ""
 }
 
-var tokenCharacters = func() (set [256]bool) {
-	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.") {
-		set[c] = true
-	}
-	return set
-}()
-
-// members are a JSON object's members, with their values as they stand.
-type members map[string][]byte
-
-func parseObject(data []byte) (members, error) {
-	m := members{}
-	err := strictjson.Object(data, func(name, value []byte) { m[string(name)] = value })
-	return m, err
-}
-
-// text returns a member that is a string; "" stands for one that is absent or is not a string.
-func (m members) text(name string) string {
-	text, _ := strictjson.Text(m[name])
-	return text
-}
-
-// texts returns a member that is an array of nothing but strings, and nil for any other.
-func (m members) texts(name string) []string {
-	texts, _ := strictjson.Texts(m[name])
-	return texts
-}
-
-// date returns a member in seconds since 1970 (RFC 7519, section 2). An error means that it is not a number.
-func (m members) date(name string) (seconds float64, given bool, err error) {
-	value, given := m[name]
-	if !given {
-		return 0, false, nil
-	}
-	seconds, err = strconv.ParseFloat(string(value), 64) // of JSON values only a number parses
-	if err != nil {
-		return 0, true, fmt.Errorf("%s is not a number", name)
-	}
-	return seconds, true, nil
-}
-
-// checkHeader checks what the signature library would let pass, and returns the key id, "" where there is none. Keys in
-// the header (jwk, jku, x5c, x5u) are not looked at.
+// checkHeader checks what go-jose does not: it accepts crit with b64, ignores zip and typ, and takes null for an absent
+// member. It returns the key ID, or "" if there is none. Keys in the header (jwk, jku, x5c, x5u) are not used.
 func (v *Verifier) checkHeader(token string) (kid string, err error) {
 	encoded, _, _ := strings.Cut(token, ".")
 	data, err := base64.RawURLEncoding.DecodeString(encoded)
@@ -266,16 +171,10 @@ func (v *Verifier) checkHeader(token string) (kid string, err error) {
 			return "", fmt.Errorf("header has %s", name)
 		}
 	}
-	types := []string{"at+jwt", "application/at+jwt", "JWT", "application/JWT"}
-	if v.config.AccessOnly {
-		types = types[:2]
-	}
-	if _, given := header["typ"]; given || v.config.AccessOnly { // RFC 9068, section 4; RFC 7515, section 4.1.9
-		typ := header.text("typ")
-		fold := func(t string) bool { return strings.EqualFold(t, typ) } // ToLower would make an i of U+0130
-		if !slices.ContainsFunc(types, fold) {
-			return "", errors.New("typ is not of an access token")
-		}
+	typ := strings.TrimPrefix(strings.ToLower(header.text("typ")), "application/") // RFC 7515, section 4.1.9
+	_, given := header["typ"]
+	if typ != "at+jwt" && (v.config.RequireATJWT || given && typ != "jwt") {
+		return "", errors.New("typ is not of an access token")
 	}
 	if value, given := header["kid"]; given && value[0] != '"' {
 		return "", errors.New("kid is not a string")
@@ -283,58 +182,38 @@ func (v *Verifier) checkHeader(token string) (kid string, err error) {
 	return header.text("kid"), nil
 }
 
-// checkClaims checks the claims of a token whose signature is good.
-func (v *Verifier) checkClaims(claims members) (bearer Bearer, exp float64, err error) {
-	now := unixSeconds(v.now())
-	exp, given, err := claims.date("exp")
-	switch {
-	case err != nil:
-		return bearer, 0, err
-	case !given:
-		return bearer, 0, errors.New("no exp")
-	case now >= exp+leeway: // RFC 7519, section 4.1.4: before it, not at it
-		return bearer, 0, errors.New("expired")
-	case exp-now > v.config.MaxLifetime.Seconds():
-		return bearer, 0, errors.New("exp is further away than JWT_MAX_LIFETIME")
-	}
-	for _, name := range []string{"nbf", "iat"} {
-		date, given, err := claims.date(name)
-		if err != nil {
-			return bearer, 0, err
-		}
-		if given && date > now+leeway {
-			return bearer, 0, fmt.Errorf("%s is in the future", name)
-		}
-	}
-	if v.config.Issuer != "" && claims.text("iss") != v.config.Issuer {
-		return bearer, 0, errors.New("iss is not JWT_ISSUER")
-	}
-	if want := v.config.Audience; want != "" && claims.text("aud") != want && !slices.Contains(claims.texts("aud"), want) {
-		return bearer, 0, errors.New("aud does not have JWT_AUDIENCE")
-	}
-	for _, name := range v.config.ClientClaims {
-		client := claims.text(name)
-		if len(client) > maxClient {
-			return bearer, 0, fmt.Errorf("the client's name is over %d bytes", maxClient)
-		}
-		if client != "" {
-			return Bearer{
-				Client:   client,
-				HasScope: claims.holdsScope("scope") || claims.holdsScope("scp"),
-				TokenID:  cut(claims.text("jti")),
-			}, exp, nil
-		}
-	}
-	return bearer, 0, errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
+// verifiedToken is a token whose signature and claims are good. It stays valid until it expires or the key set changes,
+// because all other checks give the same result later.
+type verifiedToken struct {
+	Token
+	exp        float64 // Unix seconds
+	thumbprint string  // of the certificate that the token is bound to (cnf); "" if it is not bound
+	keys       *[]jose.JSONWebKey
 }
 
-// cut returns what a log needs of a text that others chose: 64 bytes of it.
-func cut(text string) string { return strings.Clone(text[:min(len(text), 64)]) }
-
-// holdsScope looks for Scope in a claim: a string of names with single spaces between (RFC 6749, section 3.3), or an
-// array of names.
-func (m members) holdsScope(claim string) bool {
-	return slices.Contains(strings.Split(m.text(claim), " "), Scope) || slices.Contains(m.texts(claim), Scope)
+// tokenCache holds up to limit verified tokens, by the hash of their text. It is safe for concurrent use.
+type tokenCache struct {
+	limit  int
+	mu     sync.RWMutex
+	tokens map[[sha256.Size]byte]verifiedToken
 }
 
-func unixSeconds(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
+func (c *tokenCache) get(hash [sha256.Size]byte) (token verifiedToken, found bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	token, found = c.tokens[hash]
+	return token, found
+}
+
+// put adds a token, in place of an arbitrary one if the cache is full.
+func (c *tokenCache) put(hash [sha256.Size]byte, token verifiedToken) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.tokens) >= c.limit {
+		for other := range c.tokens {
+			delete(c.tokens, other)
+			break
+		}
+	}
+	c.tokens[hash] = token
+}

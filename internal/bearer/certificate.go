@@ -3,54 +3,67 @@ package bearer
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"net/url"
 	"strings"
 )
 
-const maxCertificate = 8 << 10 // bytes of its header
+const maxCertificateBytes = 8 << 10 // of the header
 
-// checkCertificate checks what a token is bound to by its claim cnf: nothing but the certificate that came along (RFC
-// 8705, section 3.1). It returns the hash of the certificate's header.
-func checkCertificate(cnf []byte, header []string) (hash [sha256.Size]byte, err error) {
+// thumbprint returns the thumbprint of the certificate that a token's claim cnf binds it to: its SHA-256 in base64url
+// (RFC 8705, section 3.1). It returns "" if there is no cnf, and an error if the token is bound in any other way.
+func (m members) thumbprint() (string, error) {
+	cnf, given := m["cnf"]
+	if !given {
+		return "", nil
+	}
 	confirmation, err := parseObject(cnf)
-	if err != nil || len(confirmation) != 1 || confirmation.text("x5t#S256") == "" {
-		return hash, errors.New("bound (cnf) to other than a certificate by x5t#S256")
+	thumbprint := confirmation.text("x5t#S256")
+	if err != nil || len(confirmation) != 1 || thumbprint == "" {
+		return "", errors.New("bound (cnf) by something other than x5t#S256 alone")
+	}
+	return thumbprint, nil
+}
+
+// checkCertificate checks that the values of the certificate header are exactly one, with the certificate that the
+// token is bound to. A token that is not bound needs none.
+func (t verifiedToken) checkCertificate(header []string) error {
+	if t.thumbprint == "" {
+		return nil
 	}
 	if len(header) != 1 {
-		return hash, errors.New("bound to a certificate (cnf), and not one header of CLIENT_CERT_HEADER came along")
+		return errors.New("bound to a certificate (cnf), but the request does not have CLIENT_CERT_HEADER exactly once")
 	}
-	der, ok := certificate(header[0])
+	der, ok := parseCertificate(header[0])
 	if !ok {
-		return hash, errors.New("bound to a certificate (cnf), and CLIENT_CERT_HEADER holds none")
+		return errors.New("bound to a certificate (cnf), but CLIENT_CERT_HEADER has none")
 	}
-	if sum := sha256.Sum256(der); base64.RawURLEncoding.EncodeToString(sum[:]) != confirmation.text("x5t#S256") {
-		return hash, errors.New("bound to another certificate (cnf)")
+	if sum := sha256.Sum256(der); base64.RawURLEncoding.EncodeToString(sum[:]) != t.thumbprint {
+		return errors.New("bound to another certificate (cnf)")
 	}
-	return hashCertificate(header[0]), nil
+	return nil
 }
 
-// certificate returns the first certificate of a header: RFC 9440's base64 between colons, or PEM escaped as in a URL,
-// which is nginx's $ssl_client_escaped_cert. A comma is in neither: it joins the headers of two who wrote one.
-func certificate(header string) (der []byte, ok bool) {
-	text, err := url.PathUnescape(header)
-	if err != nil || len(header) > maxCertificate || strings.Contains(header, ",") {
+// parseCertificate returns the certificate of a header value: base64 between colons (RFC 9440, section 2.1), or PEM
+// that is escaped for URLs, as in nginx's $ssl_client_escaped_cert. Of several PEM certificates it returns the first,
+// which is the client's. A comma belongs to neither form, because it joins two values.
+func parseCertificate(header string) (der []byte, ok bool) {
+	if len(header) > maxCertificateBytes || strings.Contains(header, ",") {
 		return nil, false
 	}
-	encoded, isPEM := strings.CutPrefix(text, "-----BEGIN CERTIFICATE-----")
-	if isPEM {
-		encoded, _, ok = strings.Cut(encoded, "-----END CERTIFICATE-----")
-	} else if encoded, ok = strings.CutPrefix(header, ":"); ok {
+	if encoded, isBytes := strings.CutPrefix(header, ":"); isBytes {
 		encoded, ok = strings.CutSuffix(encoded, ":")
+		der, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "=")) // RFC 8941, section 4.2.7
+		return der, ok && err == nil
 	}
-	// Padding may be missing (RFC 8941, section 4.2.7). Line ends within are passed over.
-	der, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "=\r\n"))
-	return der, ok && err == nil && len(der) > 0
-}
-
-// hashCertificate makes no garbage of a usual header. Its stack is not for tokens that are not bound.
-//
-//go:noinline
-func hashCertificate(header string) [sha256.Size]byte {
-	return sha256.Sum256(append(make([]byte, 0, 4096), header[:min(len(header), maxCertificate+1)]...))
+	text, err := url.PathUnescape(header)
+	if err != nil {
+		return nil, false
+	}
+	block, _ := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, false
+	}
+	return block.Bytes, true
 }

@@ -1,10 +1,13 @@
 package bearer_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -13,363 +16,424 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
+	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"authsession/internal/bearer"
+	"authsession/internal/keytool"
 	"authsession/internal/testkit"
 
 	"github.com/go-jose/go-jose/v4"
 )
 
-func TestKeySetRotation(t *testing.T) {
-	before, after := newES256(t, "before"), newES256(t, "after")
-	ks := newKeyServer(t, serveKeys(t, before.Public()))
-	file := keyFile(t, before.Public())
-	for _, tt := range []struct {
-		name   string
-		v      *verifier
-		rotate func()
-	}{
-		{"http", ks.load(t, time.Hour), func() { ks.set(serveKeys(t, before.Public(), after.Public())) }},
-		{"file", newVerifier(config(file)).load(t), func() { testkit.WriteKeySet(t, file.Path, before, after) }},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			old, fresh := sign(t, before), sign(t, after)
-			tt.v.accept(t, old)
-			tt.rotate()
-			for name, token := range map[string]string{"old": old, "new": fresh} {
-				start := time.Now()
-				tt.v.accept(t, token)
-				if d := time.Since(start); d > time.Second {
-					t.Errorf("%s token after the rotation: %s, want 1 s at most", name, d)
-				}
-			}
-		})
+// keyServer is a transport that answers fetches of the key set. It has no network, so that it runs in a bubble, where
+// the clock moves only while all goroutines wait.
+type keyServer struct {
+	begin time.Time
+
+	mu      sync.Mutex
+	answer  answer
+	fetches []time.Duration // since begin
+	hosts   []string
+}
+
+type answer func(*http.Request) (*http.Response, error)
+
+func (ks *keyServer) RoundTrip(r *http.Request) (*http.Response, error) {
+	ks.mu.Lock()
+	ks.fetches = append(ks.fetches, time.Since(ks.begin))
+	ks.hosts = append(ks.hosts, r.URL.Host)
+	answer := ks.answer
+	ks.mu.Unlock()
+	return answer(r)
+}
+
+// set changes the answer to later fetches.
+func (ks *keyServer) set(a answer) {
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	ks.answer = a
+}
+
+// until waits until so many seconds after the start.
+func (ks *keyServer) until(seconds float64) {
+	time.Sleep(time.Until(ks.begin.Add(duration(seconds))))
+	synctest.Wait()
+}
+
+// checkFetches checks when the set was fetched, in seconds after the start.
+func (ks *keyServer) checkFetches(t *testing.T, seconds ...float64) {
+	t.Helper()
+	var want []time.Duration
+	for _, s := range seconds {
+		want = append(want, duration(s))
+	}
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	if !slices.Equal(ks.fetches, want) {
+		t.Errorf("fetches after %s, want %s", ks.fetches, want)
 	}
 }
 
-// All callers change over to a new key at once, and have it by one fetch.
-func TestKeySetRotationTogether(t *testing.T) {
-	before, after := newES256(t, "before"), newES256(t, "after")
-	ks := newKeyServer(t, serveKeys(t, before.Public()))
-	v := ks.load(t, time.Hour)
-	rotated, release := serveKeys(t, before.Public(), after.Public()), make(chan struct{})
-	ks.set(func(w http.ResponseWriter, r *http.Request) {
-		<-release
-		rotated(w, r)
-	})
-	token := sign(t, after)
-	var begun atomic.Int64
-	var callers sync.WaitGroup
-	const count = 20
-	for range count {
-		callers.Go(func() {
-			begun.Add(1)
-			if got, err := v.Verify(token); got.Client != "acme" || err != nil {
-				t.Errorf("Verify of a token by the new key = %+v, %v, want %+v", got, err, acme)
-			}
-		})
+func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
+
+// serve answers with a status and a text.
+func serve(status int, text string) answer {
+	return func(r *http.Request) (*http.Response, error) {
+		w := httptest.NewRecorder()
+		w.Header().Set("Location", "https://other.example/keys")
+		w.WriteHeader(status)
+		_, _ = w.WriteString(text)
+		return w.Result(), nil
 	}
-	testkit.WaitFor(t, 5*time.Second, "all callers and a fetch",
-		func() bool { return begun.Load() == count && ks.count() == 2 })
-	close(release)
-	callers.Wait()
-	ks.wantFetches(t, 2) // at start and for the new key
 }
 
-func TestKeySetRemoval(t *testing.T) {
-	stays, goes := newES256(t, "stays"), newES256(t, "goes")
-	ks := newKeyServer(t, serveKeys(t, stays.Public(), goes.Public()))
-	v := ks.load(t, 20*time.Millisecond)
-	token := sign(t, goes)
-	v.accept(t, token) // and is remembered
-	ks.set(serveKeys(t, stays.Public()))
-	testkit.WaitFor(t, 5*time.Second, "the key to go", func() bool { return v.KeyCount() == 1 })
-	v.refuse(t, token, noKey)
-	v.accept(t, sign(t, stays))
-
-	t.Run("file", func(t *testing.T) {
-		file := keyFile(t, stays.Public(), goes.Public())
-		v := newVerifier(config(file))
-		v.SetEvery(20 * time.Millisecond)
-		v.load(t)
-		v.accept(t, token)
-		testkit.WriteKeySet(t, file.Path, stays)
-		testkit.WaitFor(t, 5*time.Second, "the key to go", func() bool { return v.KeyCount() == 1 })
-		v.refuse(t, token, noKey)
-		// A file that is gone takes no key with it.
-		testkit.Must(t, os.Remove(file.Path))
-		v.waitForFailure(t)
-		v.accept(t, sign(t, stays))
-	})
+// serveKeys answers with a set of these keys after some seconds.
+func serveKeys(t testing.TB, seconds float64, keys ...keytool.Key) answer {
+	t.Helper()
+	var public []any
+	for _, k := range keys {
+		public = append(public, k.Public())
+	}
+	text := keySetJSON(t, public...)
+	return func(r *http.Request) (*http.Response, error) {
+		time.Sleep(duration(seconds))
+		return serve(200, text)(r)
+	}
 }
 
-// Only an unknown kid asks for a fetch.
-func TestKeySetNoFetch(t *testing.T) {
-	good := newES256(t, "good")
-	ks := newKeyServer(t, serveKeys(t, good.Public()))
-	v := ks.load(t, time.Hour)
-	claims := payload(t, "")
-	otherAlg, noID := testkit.NewKey(t, "good", jose.EdDSA), testkit.NewKey(t, "", jose.EdDSA)
-	v.check(t, []tokenTest{
-		{"another key under a known kid", sign(t, newES256(t, "good")), badSignature},
-		{"another algorithm under a known kid", sign(t, otherAlg), noKey},
-		{"no kid", raw(t, newES256(t, ""), `{"alg":"ES256"}`, claims), badSignature},
-		{"no kid and no key", raw(t, noID, `{"alg":"EdDSA"}`, claims), noKey},
-		{"unknown kid, algorithm not allowed", hs256(`{"alg":"HS256","kid":"x"}`, claims, []byte("secret")), malformed},
-		{"unknown kid, no signature", b64(`{"alg":"none","kid":"x"}`) + "." + b64(claims) + ".", malformed},
-		{"expired", testkit.Sign(t, good, testkit.With(map[string]any{"exp": 1})), expired},
-		{"no token at all", "a.b.c", notBase64},
-		{"good", sign(t, good), accepted},
-	})
-	ks.wantFetches(t, 1) // at start
+// hang answers nothing until the fetch is given up.
+func hang(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
 }
 
-func TestKeySetUnknownKids(t *testing.T) {
-	good := newES256(t, "good")
-	ks := newKeyServer(t, serveKeys(t, good.Public()))
-	v := ks.load(t, time.Hour)
-	times := make([]time.Duration, 200)
-	for i := range times {
-		token := raw(t, good, fmt.Sprintf(`{"alg":"ES256","kid":"kid-%d"}`, i), payload(t, ""))
-		start := time.Now()
-		_, err := v.Verify(token)
-		times[i] = time.Since(start)
-		if textOf(err) != noKey {
-			t.Errorf("Verify of a token with an unknown kid = %v, want %q", err, noKey)
+// withKeyServer runs a test in a bubble, with a Verifier that fetches its key set from ks.
+func withKeyServer(t *testing.T, first answer, test func(t *testing.T, v verifier, ks *keyServer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ks := &keyServer{begin: time.Now(), answer: first}
+		u, err := url.Parse("https://us:SECRET@auth.example/keys?token=SECRET")
+		testkit.Must(t, err)
+		v := newVerifier(config(u))
+		v.SetTransport(ks)
+		go v.Run(t.Context())
+		synctest.Wait()
+		test(t, v, ks)
+		if v.log.Has("SECRET") {
+			t.Errorf("the log has a credential of the key set's URL: %s", v.log)
 		}
-	}
-	rest := times[1:] // the first one waited for the fetch
-	slices.Sort(rest)
-	// The median tells the cost. The slowest tells, on a busy machine too, that none waited.
-	median, slowest := rest[len(rest)/2], rest[len(rest)-1]
-	if median > 50*time.Millisecond || slowest > 900*time.Millisecond {
-		t.Errorf("unknown kids refused after %s, the slowest after %s, want 50 ms and no waiting", median, slowest)
-	}
-	ks.wantFetches(t, 2) // at start and for the first unknown kid
-	// A key that is published now has to wait for the 30 s, and no longer.
-	late := newES256(t, "late")
-	ks.set(serveKeys(t, good.Public(), late.Public()))
-	v.refuse(t, sign(t, late), noKey)
-	v.AskAgain()
-	v.accept(t, sign(t, late))
-	ks.wantFetches(t, 3)
-}
-
-func TestKeySetServerHangs(t *testing.T) {
-	t.Parallel()
-	good := newES256(t, "good")
-	ks := newKeyServer(t, serveKeys(t, good.Public()))
-	v := ks.load(t, time.Hour)
-	ks.set(hang)
-	unknown := sign(t, newES256(t, "unknown"))
-	var waited time.Duration
-	var refusal error
-	var caller sync.WaitGroup
-	caller.Go(func() {
-		start := time.Now()
-		_, refusal = v.Verify(unknown)
-		waited = time.Since(start)
 	})
-	testkit.WaitFor(t, 5*time.Second, "the fetch", func() bool { return ks.count() == 2 })
-	for range 5 {
-		start := time.Now()
-		if got, err := v.Verify(sign(t, good)); got.Client != "acme" || err != nil {
-			t.Errorf("Verify with a known kid while the key server hangs = %+v, %v, want %+v", got, err, acme)
-		}
-		if d := time.Since(start); d > 900*time.Millisecond {
-			t.Errorf("known kid while the key server hangs: %s", d)
-		}
-	}
-	caller.Wait()
-	if textOf(refusal) != noKey || waited < 900*time.Millisecond || waited > 2*time.Second {
-		t.Errorf("unknown kid while the key server hangs: %v after %s, want %q after %s",
-			refusal, waited, noKey, bearer.MaxWait)
-	}
-	// The next one need not wait, since that fetch has had its second.
-	start := time.Now()
-	v.refuse(t, unknown, noKey)
-	if d := time.Since(start); d > 900*time.Millisecond {
-		t.Errorf("second unknown kid while the key server hangs: refused after %s", d)
+}
+
+// checkAfter checks the error of Verify for a token by k, and after how many seconds it returns.
+func (v verifier) checkAfter(t *testing.T, k keytool.Key, wantErr string, seconds float64) {
+	t.Helper()
+	token, start := sign(t, k), time.Now()
+	_, err := v.Verify(token)
+	if d := time.Since(start); errorText(err) != wantErr || d != duration(seconds) {
+		t.Errorf("Verify of a token by key %q = %v after %s, want %q after %g s", k.ID, err, d, wantErr, seconds)
 	}
 }
 
-// Once there is a good set, nothing that the key server does takes it away.
-func TestKeySetBadRefresh(t *testing.T) {
+func (v verifier) checkStatus(t *testing.T, wantSuccess time.Time, wantFresh bool) {
+	t.Helper()
+	if last, fresh := v.KeySetStatus(); last != wantSuccess.Unix() || fresh != wantFresh {
+		t.Errorf("KeySetStatus() = %d, %t, want %d, %t", last, fresh, wantSuccess.Unix(), wantFresh)
+	}
+}
+
+func TestVerifierRunSchedule(t *testing.T) {
+	ec := testkit.EC()
+	withKeyServer(t, serve(200, ""), func(t *testing.T, v verifier, ks *keyServer) {
+		ks.until(120)
+		ks.checkFetches(t, 0, 1, 3, 7, 15, 31, 61, 91)
+		v.checkAfter(t, ec, bearer.ErrNoKeys.Error(), 0)
+		v.checkAfter(t, newES256(t, "unknown"), bearer.ErrNoKeys.Error(), 0)
+		v.check(t, verifyTest{name: "no key needed", token: "a.b.c", wantErr: "header is not base64url"})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		if err := v.WaitReady(ctx); err != context.DeadlineExceeded || v.Ready() {
+			t.Errorf("WaitReady() = %v, Ready() = %t without a key set", err, v.Ready())
+		}
+		v.checkStatus(t, time.Unix(0, 0), false)
+
+		ks.set(serveKeys(t, 0, ec))
+		testkit.Must(t, v.WaitReady(t.Context()))
+		v.checkStatus(t, ks.begin.Add(121*time.Second), true)
+		v.checkAfter(t, ec, accepted, 0)
+		ks.until(1321)
+		ks.set(serve(500, ""))
+		ks.until(3000)
+		ks.checkFetches(t, 0, 1, 3, 7, 15, 31, 61, 91, 121, 721, 1321, 1921, 2521)
+		v.checkAfter(t, ec, accepted, 0)
+		v.checkStatus(t, ks.begin.Add(1321*time.Second), false)
+		ks.set(serveKeys(t, 0, ec))
+		ks.until(3121)
+		v.checkStatus(t, ks.begin.Add(3121*time.Second), true)
+		// A failure is logged once while it lasts, and an unchanged set is not logged again.
+		if n := strings.Count(v.log.String(), "fetching key set failed"); n != 2 || !v.Ready() {
+			t.Errorf("%d log lines of failed fetches, want one for each time", n)
+		}
+		if n := strings.Count(v.log.String(), "key set loaded"); n != 1 {
+			t.Errorf("%d log lines of loaded sets, want 1", n)
+		}
+	})
+}
+
+// TestVerifierVerifyUnknownKey has unknown key IDs, which cause one fetch in 30 s and wait for it for 1 s.
+func TestVerifierVerifyUnknownKey(t *testing.T) {
+	ec, late, unknown := testkit.EC(), newES256(t, "late"), newES256(t, "unknown")
+	withKeyServer(t, serveKeys(t, 0, ec), func(t *testing.T, v verifier, ks *keyServer) {
+		ks.until(1)
+		v.check(t, []verifyTest{ // None of these causes a fetch.
+			{name: "another key", token: sign(t, newES256(t, "ec")), wantErr: badSignature},
+			{name: "another algorithm", token: sign(t, testkit.NewKey(t, "ec", jose.EdDSA)), wantErr: noKey},
+			{name: "no kid", token: raw(t, testkit.Ed(), `{"alg":"EdDSA"}`, payload(t, "")), wantErr: noKey},
+			{name: "algorithm not allowed", token: hs256(`{"alg":"HS256","kid":"x"}`, `{}`, nil), wantErr: malformed},
+			{name: "no signature", token: b64(`{"alg":"none","kid":"x"}`) + ".e30.", wantErr: malformed},
+		}...)
+		ks.checkFetches(t, 0)
+		ks.set(serveKeys(t, 5, ec))
+		var callers sync.WaitGroup
+		callers.Go(func() { v.checkAfter(t, unknown, noKey, 1) })
+		ks.until(1.4)
+		callers.Go(func() { v.checkAfter(t, late, noKey, 0.6) })
+		callers.Go(func() { v.checkAfter(t, ec, accepted, 0) })
+		callers.Wait()
+		for i := range 200 {
+			v.checkAfter(t, keytool.Key{ID: fmt.Sprint(i), Algorithm: jose.ES256, Private: ec.Private}, noKey, 0)
+		}
+		ks.until(30.999)
+		v.checkAfter(t, late, noKey, 0)
+		ks.checkFetches(t, 0, 1)
+		ks.set(serveKeys(t, 0.3, ec, late))
+		ks.until(31)
+		for range 20 {
+			callers.Go(func() { v.checkAfter(t, late, accepted, 0.3) })
+		}
+		callers.Wait()
+		v.checkAfter(t, unknown, noKey, 0)
+		ks.until(640)
+		ks.checkFetches(t, 0, 1, 31, 631.3)
+	})
+	withKeyServer(t, serveKeys(t, 0, ec), func(t *testing.T, v verifier, ks *keyServer) {
+		ks.until(599)
+		ks.set(serveKeys(t, 0.4, ec))
+		ks.until(600.2)
+		ks.set(serveKeys(t, 3, ec, late)) // The regular fetch has begun, so it gets the old set.
+		v.checkAfter(t, late, noKey, 1)
+		ks.until(605)
+		v.checkAfter(t, late, accepted, 0)
+		ks.checkFetches(t, 0, 600, 600.4)
+	})
+}
+
+// TestVerifierVerifyAfterRun checks that Verify waits for no more than 1 s if Run has ended.
+func TestVerifierVerifyAfterRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVerifier(config(ourKeys(t)))
+		ctx, stop := context.WithCancel(t.Context())
+		go v.Run(ctx)
+		testkit.Must(t, v.WaitReady(ctx))
+		stop()
+		for range 3 {
+			time.Sleep(30 * time.Second)
+			v.checkAfter(t, newES256(t, "unknown"), noKey, 1)
+		}
+	})
+}
+
+// TestVerifierRunBadSet has bad answers of the key server, which never take the last good set away.
+func TestVerifierRunBadSet(t *testing.T) {
 	good, thief := newES256(t, "good"), newES256(t, "thief")
 	set := keySetJSON(t, thief.Public())
-	trap := newKeyServer(t, serveText(set))
-	padded := func(bytes int) http.HandlerFunc { return serveText(set + strings.Repeat(" ", bytes-len(set))) }
+	padded := func(size int) string { return set + strings.Repeat(" ", size-len(set)) }
 	const notSet, unusable, tooBig = "not a JSON Web Key Set", "no usable key in the set", "more than 1048576 bytes"
 	for _, tt := range []struct {
-		name   string
-		answer http.HandlerFunc
-		cause  string
+		name      string
+		answer    answer
+		wantCause string
 	}{
-		{"500", serveStatus(500, set), "status 500"},
-		{"404", serveStatus(404, set), "status 404"},
-		{"203", serveStatus(203, set), "status 203"},
-		{"redirect", http.RedirectHandler(trap.URL, http.StatusFound).ServeHTTP, "status 302"},
-		{"connection cut", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
-		{"answer cut", func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "100000")
-			_, _ = io.WriteString(w, set)
-		}, "unexpected EOF"},
-		{"1 MiB and one", padded(1<<20 + 1), tooBig},
-		{"2 MiB", padded(2 << 20), tooBig},
-		{"HTML", serveText("<!DOCTYPE html><title>Sign in</title>"), notSet},
-		{"nothing", serveText(""), notSet},
-		{"half a set", serveText(`{"keys":[`), notSet},
-		{"two sets", serveText(set + keySetJSON(t)), notSet},
-		{"a string for keys", serveText(`{"keys":"none"}`), notSet},
-		{"null", serveText(`null`), unusable},
-		{"no keys", serveText(`{}`), unusable},
-		{"keys null", serveText(`{"keys":null}`), unusable},
-		{"keys empty", serveText(`{"keys":[]}`), unusable},
-		{"one key without a set", serveText(asJSON(t, thief.Public())), unusable},
-		{"no key that fits", serveKeys(t, testkit.NewKey(t, "p521", jose.ES512).Public()),
-			unusable + `; "p521": its type, size and alg fit none of JWT_ALGORITHMS`},
+		{name: "500", answer: serve(500, set), wantCause: "status 500"},
+		{name: "redirect", answer: serve(302, set), wantCause: "status 302"},
+		{name: "no connection", answer: func(*http.Request) (*http.Response, error) { return nil, errors.New("refused") },
+			wantCause: "refused"},
+		{name: "no answer", answer: hang, wantCause: "context deadline exceeded"},
+		{name: "body cut", wantCause: "unexpected EOF", answer: func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(iotest.ErrReader(io.ErrUnexpectedEOF))}, nil
+		}},
+		{name: "1 MiB and one", answer: serve(200, padded(1<<20+1)), wantCause: tooBig},
+		{name: "HTML", answer: serve(200, "<!DOCTYPE html><title>Sign in</title>"), wantCause: notSet},
+		{name: "nothing", answer: serve(200, ""), wantCause: notSet},
+		{name: "no keys", answer: serve(200, `{"keys":[]}`), wantCause: unusable},
+		{name: "no key that fits", answer: serveKeys(t, 0, testkit.NewKey(t, "p521", jose.ES512)),
+			wantCause: unusable + `; "p521": its type, size and alg fit none of JWT_ALGORITHMS`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ks := newKeyServer(t, serveKeys(t, good.Public()))
-			u := parseURL(t, ks.URL)
-			u.User, u.RawQuery = url.UserPassword("us", "SECRET"), "token=SECRET"
-			v := newVerifier(config(u))
-			v.SetEvery(50 * time.Millisecond)
-			v.load(t)
-			ks.set(tt.answer)
-			if cause := v.waitForFailure(t); cause != tt.cause {
-				t.Errorf("logged cause = %q, want %q", cause, tt.cause)
-			}
-			if s := v.Stats(); s.KeySetFresh || s.KeySetFetched == 0 {
-				t.Errorf("Stats() = %+v, want a set that was fetched and is not fresh", s)
-			}
-			v.accept(t, sign(t, good))
-			v.refuse(t, sign(t, thief), noKey)
-			if !v.Ready() {
-				t.Error("Ready() = false after a refresh that failed")
-			}
-			// It goes on as before once the set is there again.
-			ks.set(serveKeys(t, good.Public(), thief.Public()))
-			testkit.WaitFor(t, 5*time.Second, "both keys", func() bool { return v.KeyCount() == 2 && v.Stats().KeySetFresh })
-			v.accept(t, sign(t, thief))
-			if v.log.Has("SECRET") {
-				t.Errorf("log has a credential of the key set's URL:\n%s", v.log)
-			}
+			withKeyServer(t, serveKeys(t, 0, good), func(t *testing.T, v verifier, ks *keyServer) {
+				ks.set(tt.answer)
+				ks.until(606)
+				line := v.log.Line(t, "msg", "fetching key set failed")
+				if cause, _ := line["cause"].(string); !strings.HasPrefix(cause, tt.wantCause) || line["loaded"] != true {
+					t.Errorf("log line %v, want the cause %q and loaded", line, tt.wantCause)
+				}
+				v.checkStatus(t, ks.begin, false)
+				v.checkAfter(t, good, accepted, 0)
+				ks.set(serve(200, padded(1<<20)))
+				time.Sleep(time.Hour)
+				v.checkAfter(t, thief, accepted, 0)
+				v.checkAfter(t, good, noKey, 0)
+				if slices.Contains(ks.hosts, "other.example") {
+					t.Error("the redirect was followed")
+				}
+			})
 		})
 	}
-	trap.wantFetches(t, 0)
-	t.Run("1 MiB", func(t *testing.T) {
-		newKeyServer(t, padded(1<<20)).load(t, time.Hour).accept(t, sign(t, thief))
-	})
 }
 
-// A fetch has 5 s, from its first byte to its last.
-func TestKeySetTooSlow(t *testing.T) {
-	t.Parallel()
-	ks := newKeyServer(t, func(w http.ResponseWriter, r *http.Request) {
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		for r.Context().Err() == nil {
-			<-tick.C
-			_, _ = w.Write([]byte(" "))
-			_ = http.NewResponseController(w).Flush()
+func TestVerifierRunFile(t *testing.T) {
+	before, after := newES256(t, "before"), newES256(t, "after")
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "keys.json")
+		v := newVerifier(config(&url.URL{Scheme: "file", Path: file}))
+		go v.Run(t.Context())
+		time.Sleep(10 * time.Second)
+		old, token := sign(t, before), sign(t, after)
+		v.check(t, verifyTest{name: "no file", token: old, wantErr: bearer.ErrNoKeys.Error()})
+		for _, step := range []struct {
+			name             string
+			change           func()
+			wantOld, wantNew string
+		}{
+			{name: "written", change: func() { testkit.WriteKeySet(t, file, before) }, wantNew: noKey},
+			{name: "rotated", change: func() { testkit.WriteKeySet(t, file, before, after) }},
+			{name: "old key removed", change: func() { testkit.WriteKeySet(t, file, after) }, wantOld: noKey},
+			{name: "file removed", change: func() { testkit.Must(t, os.Remove(file)) }, wantOld: noKey},
+			{name: "another key with the kid", wantOld: noKey, wantNew: badSignature,
+				change: func() { testkit.WriteKeySet(t, file, newES256(t, "after")) }},
+		} {
+			step.change()
+			time.Sleep(30 * time.Second) // At most one unknown kid in this time fetches the set.
+			v.check(t, []verifyTest{
+				{name: step.name + ", old key", token: old, wantErr: step.wantOld},
+				{name: step.name + ", new key", token: token, wantErr: step.wantNew},
+			}...)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // so that the test ends in any case
-	defer cancel()
-	start := time.Now()
-	document, err := newVerifier(config(parseURL(t, ks.URL))).Fetch(ctx)
-	if d := time.Since(start); err == nil || d < 4500*time.Millisecond || d > 7*time.Second {
-		t.Errorf("fetch of a set that never ends = %d bytes, %v after %s, want an error after 5 s", len(document), err, d)
-	}
 }
 
-// Without a key set no token can be told good from bad, so nobody is told that theirs is bad.
-func TestKeySetNeverLoaded(t *testing.T) {
-	t.Parallel()
-	good := newES256(t, "good")
+// TestVerifierRunHTTP rotates keys over a network.
+func TestVerifierRunHTTP(t *testing.T) {
+	before, after, dir := newES256(t, "before"), newES256(t, "after"), t.TempDir()
+	file := filepath.Join(dir, "keys.json")
+	testkit.WriteKeySet(t, file, before)
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	defer server.Close()
+	u, err := url.Parse(server.URL + "/keys.json")
+	testkit.Must(t, err)
+	v := newVerifier(config(u)).start(t)
+	old, token := sign(t, before), sign(t, after)
+	v.check(t, verifyTest{name: "before the rotation", token: old, wantErr: accepted})
+	testkit.WriteKeySet(t, file, before, after)
+	testkit.WaitFor(t, 30*time.Second, "the new key", func() bool { _, err := v.Verify(token); return err == nil })
+	v.check(t, verifyTest{name: "after the rotation", token: old, wantErr: accepted})
+}
+
+// TestVerifierRunKeys has keys with restrictions, and those that are skipped with their reasons in the log.
+func TestVerifierRunKeys(t *testing.T) {
+	rs, other := testkit.RSA(), newES256(t, "other")
+	as := func(k keytool.Key, id string, alg jose.SignatureAlgorithm) keytool.Key {
+		return keytool.Key{ID: id, Algorithm: alg, Private: k.Private}
+	}
+	entry := func(k keytool.Key, id string, changes map[string]any) map[string]any {
+		k.ID = id
+		members := map[string]any{}
+		testkit.Must(t, json.Unmarshal([]byte(asJSON(t, k.Public())), &members))
+		maps.Copy(members, changes)
+		return members
+	}
+	rsaEntry := func(id string, bits int) any {
+		n := make([]byte, (bits+7)/8)
+		n[0], n[len(n)-1] = 1<<((bits-1)%8), 1
+		return map[string]any{"kty": "RSA", "kid": id, "n": b64(n), "e": "AQAB"}
+	}
+	secret, long := bytes.Repeat([]byte("s"), 32), strings.Repeat("x", 99)
+	point := func(id, crv string) any {
+		return map[string]any{"kty": "EC", "kid": id, "crv": crv, "x": b64(secret), "y": b64(secret)}
+	}
+	const notObject, notPublic = "must be one JSON object", "not a public key"
+	const noFit, noOps = "its type, size and alg fit none of JWT_ALGORITHMS", "key_ops lacks verify"
+	const unsupported = `"unsupported key type, format, curve, or RSA modulus size"`
+	ec, none := testkit.EC(), map[string]any{"alg": "", "use": ""}
+	keys := []any{
+		entry(rs, "free", none), entry(as(rs, "", jose.PS256), "ps", nil), entry(other, "other", none),
+		entry(ec, "double", nil), entry(rs, "double", none), entry(other, "double", none),
+		entry(ec, "ops", map[string]any{"key_ops": []string{"sign", "verify"}}),
+		rsaEntry("rsa-2048", 2048), rsaEntry("rsa-8192", 8192),
+	}
+	loaded := float64(len(keys))
+	var wantSkipped []any
 	for _, tt := range []struct {
-		name  string
-		start func(t *testing.T) (keySet *url.URL, comeUp func())
+		key  any
+		want string // the log's text
 	}{
-		{"500", func(t *testing.T) (*url.URL, func()) {
-			ks := newKeyServer(t, serveStatus(500, ""))
-			return parseURL(t, ks.URL), func() { ks.set(serveKeys(t, good.Public())) }
-		}},
-		{"nobody listens", func(t *testing.T) (*url.URL, func()) {
-			listener, err := net.Listen("tcp", "127.0.0.1:0")
-			testkit.Must(t, err)
-			addr := listener.Addr().String()
-			testkit.Must(t, listener.Close())
-			return parseURL(t, "http://"+addr), func() {
-				listener, err := net.Listen("tcp", addr)
-				testkit.Must(t, err)
-				late := httptest.NewUnstartedServer(serveKeys(t, good.Public()))
-				late.Listener.Close()
-				late.Listener = listener
-				late.Start()
-				t.Cleanup(late.Close)
-			}
-		}},
-		{"no file", func(t *testing.T) (*url.URL, func()) {
-			file := filepath.Join(t.TempDir(), "keys.json")
-			return &url.URL{Scheme: "file", Path: file}, func() { testkit.WriteKeySet(t, file, good) }
-		}},
+		{key: nil, want: `"": ` + notObject},
+		{key: json.RawMessage(`{"kid":"a","kid":"b"}`), want: `"a": must not give a member name twice in one object`},
+		{key: map[string]any{}, want: `"": "missing json web key type"`},
+		{key: map[string]any{"kty": "new", "kid": "good"}, want: `"good": ` + unsupported},
+		{key: map[string]any{"kid": 5}, want: `"": "json: cannot unmarshal number into Go value of type string"`},
+		{key: map[string]any{"kty": "new", "kid": "\n" + long}, want: `"\n` + long[:63] + `": ` + unsupported},
+		{key: point("off-curve", "P-256"), want: `"off-curve": "invalid EC key, X/Y are not on declared curve"`},
+		{key: point("k1", "secp256k1"), want: `"k1": ` + unsupported},
+		{key: rsaEntry("rsa-2047", 2047), want: `"rsa-2047": ` + noFit},
+		{key: rsaEntry("rsa-8193", 8193), want: `"rsa-8193": ` + unsupported},
+		{key: map[string]any{"kty": "oct", "kid": "oct", "k": b64(secret)}, want: `"oct": ` + notPublic},
+		{key: jose.JSONWebKey{Key: ec.Private, KeyID: "private"}, want: `"private": ` + notPublic},
+		{key: entry(ec, "enc", map[string]any{"use": "enc"}), want: `"enc": use is not sig`},
+		{key: entry(ec, "ec-rs", map[string]any{"alg": "RS256"}), want: `"ec-rs": ` + noFit},
+		{key: testkit.NewKey(t, "p384", jose.ES384).Public(), want: `"p384": ` + noFit},
+		{key: entry(ec, "ops-sign", map[string]any{"key_ops": []string{"sign"}}), want: `"ops-sign": ` + noOps},
+		{key: entry(ec, "ops-none", map[string]any{"key_ops": []string{}}), want: `"ops-none": ` + noOps},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			keySet, comeUp := tt.start(t)
-			v := newVerifier(config(keySet))
-			v.start(t)
-			v.waitForFailure(t)
-			token, unknown := sign(t, good), sign(t, newES256(t, "x"))
-			start := time.Now()
-			v.refuse(t, token, bearer.ErrNoKeys.Error())
-			v.refuse(t, unknown, bearer.ErrNoKeys.Error())
-			v.refuse(t, "a.b.c", notBase64) // for this no key is needed
-			if d := time.Since(start); d > 900*time.Millisecond {
-				t.Errorf("answers without a key set after %s, want at once", d)
-			}
-			if _, err := v.Verify(token); err != bearer.ErrNoKeys {
-				t.Errorf("Verify without a key set = %v, want ErrNoKeys", err)
-			}
-			if v.Ready() {
-				t.Error("Ready() = true without a key set")
-			}
-			if s, want := v.Stats(), (bearer.Stats{Refused: 2}); s != want {
-				t.Errorf("Stats() = %+v, want %+v", s, want)
-			}
-
-			comeUp()
-			testkit.WaitFor(t, 3*time.Second, "the key set", v.Ready)
-			v.accept(t, token)
-			testkit.WaitFor(t, time.Second, "a fresh set", func() bool { return v.Stats().KeySetFresh })
-		})
+		keys, wantSkipped = append(keys, tt.key), append(wantSkipped, tt.want)
+	}
+	v := newVerifier(config(keyFile(t, keys...))).start(t)
+	line := v.log.Line(t, "msg", "key set loaded")
+	if got, _ := line["skipped"].([]any); line["keys"] != loaded || !slices.Equal(got, wantSkipped) {
+		t.Errorf("log has %v keys and skipped %q, want %v and %q", line["keys"], got, loaded, wantSkipped)
+	}
+	v.check(t, []verifyTest{
+		{name: "key without alg, PS256", token: sign(t, as(rs, "free", jose.PS256)), wantErr: accepted},
+		{name: "key for PS256", token: sign(t, as(rs, "ps", jose.PS256)), wantErr: accepted},
+		{name: "key for PS256, RS256", token: sign(t, as(rs, "ps", jose.RS256)), wantErr: noKey},
+		{name: "kid of three keys, first", token: sign(t, as(ec, "double", jose.ES256)), wantErr: accepted},
+		{name: "kid of three keys, last", token: sign(t, as(other, "double", jose.ES256)), wantErr: accepted},
+		{name: "kid of three keys, none", token: sign(t, newES256(t, "double")), wantErr: badSignature},
+		{name: "key_ops with verify", token: sign(t, as(ec, "ops", jose.ES256)), wantErr: accepted},
+		{name: "private key", token: sign(t, as(ec, "private", jose.ES256)), wantErr: noKey},
+		{name: "symmetric key", token: hs256(`{"alg":"ES256","kid":"oct"}`, payload(t, ""), secret), wantErr: noKey},
+	}...)
+	// The log names some of many skipped keys.
+	v = newVerifier(config(keyFile(t, append(make([]any, 10_000), ec.Public())...))).start(t)
+	if n := len(v.log.String()); n > 10<<10 {
+		t.Errorf("the log has %d bytes about 10,000 skipped keys", n)
 	}
 }
 
-// Tries for the first set come after 1 s, then less often. Afterwards an unknown kid has its fetch, since those at
-// start do not count.
-func TestKeySetRetries(t *testing.T) {
-	t.Parallel()
-	good, late := newES256(t, "good"), newES256(t, "late")
-	ks := newKeyServer(t, serveStatus(503, ""))
-	v := newVerifier(config(parseURL(t, ks.URL)))
-	v.start(t)
-	testkit.WaitFor(t, 5*time.Second, "the second try", func() bool { return ks.count() == 2 })
-	ks.set(serveKeys(t, good.Public()))
-	testkit.WaitFor(t, 5*time.Second, "the key set", v.Ready)
-	times := ks.times()
-	if len(times) != 3 {
-		t.Fatalf("%d fetches, want 3", len(times))
-	}
-	first, second := times[1].Sub(times[0]), times[2].Sub(times[1])
-	if first < 900*time.Millisecond || first > 1900*time.Millisecond || second < 1500*time.Millisecond {
-		t.Errorf("retries after %s and %s, want 1 s, then more", first, second)
-	}
-	ks.set(serveKeys(t, good.Public(), late.Public()))
-	v.accept(t, sign(t, late))
+func TestVerifierVerifyWithoutKeyID(t *testing.T) {
+	one, rs, ps := newES256(t, ""), testkit.NewKey(t, "", jose.RS256), testkit.NewKey(t, "", jose.PS256)
+	ed1, ed2 := testkit.NewKey(t, "ed1", jose.EdDSA), testkit.NewKey(t, "ed2", jose.EdDSA)
+	v := newVerifier(config(keyFile(t,
+		one.Public(), rs.Public(), ps.Public(), ed1.Public(), ed2.Public(),
+	))).start(t)
+	v.check(t, []verifyTest{
+		{name: "one key, no kid", token: raw(t, one, `{"alg":"ES256"}`, payload(t, "")), wantErr: accepted},
+		{name: "one key, kid empty", token: sign(t, one), wantErr: accepted},
+		{name: "RSA key for PS256", token: sign(t, ps), wantErr: accepted},
+		{name: "two keys, no kid", token: raw(t, ed1, `{"alg":"EdDSA"}`, payload(t, "")), wantErr: noKey},
+		{name: "two keys, kid", token: sign(t, ed2), wantErr: accepted},
+	}...)
 }
