@@ -3,12 +3,12 @@ FROM --platform=$BUILDPLATFORM golang:1.27.4-trixie AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download
-# .git comes along: the build stamps its revision into the binary, unless REVISION says another.
+# .git comes along: without VERSION, the build stamps a version with the revision into the binary.
 COPY . .
 ARG TARGETOS TARGETARCH VERSION="" REVISION=""
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath \
-    -ldflags="-s -w -X main.version=$VERSION -X main.revision=$REVISION" -o /out/authsession . && \
+    -ldflags="-s -w -X main.version=$VERSION" -o /out/authsession . && \
     deploy/licenses.sh /out/licenses
 
 FROM gcr.io/distroless/static-debian13:nonroot

@@ -2,171 +2,267 @@ package main
 
 import (
 	"cmp"
+	"crypto/rand"
 	_ "embed"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
-	"strconv"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"authsession/internal/accesslog"
 	"authsession/internal/bearer"
 	"authsession/internal/clients"
-	"authsession/internal/groupcommit"
+	"authsession/internal/config"
+	"authsession/internal/metrics"
 	"authsession/internal/seal"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 const (
 	maxBody     = 64 << 10         // bytes
-	usualBody   = 512              // bytes; to read those whole saves 10% of a request's garbage
-	smallBody   = 4 << 10          // bytes; a larger one needs a place to be read
+	usualBody   = 512              // bytes; reading those at once saves 10% of a request's garbage
 	bodyTimeout = 10 * time.Second // from a request's first byte to its body's last
 )
 
-// handler answers a request as the last thing it does, or returns an error and answers nothing. An error that is no
-// *apiError is a bug.
-type handler func(http.ResponseWriter, *http.Request, *note) error
-
-// note is what a handler has the access log say of a request.
-type note struct {
-	bearer  bearer.Token
-	client  *clients.Client // nil: none, or not listed
-	session string          // the session's public id
-	unknown []string        // names of members that the body has and we do not know
+// server answers HTTP. Only draining changes after the first request.
+type server struct {
+	config   config.Config
+	verifier *bearer.Verifier
+	store    *store
+	inFlight *clients.Shares // requests in work, their bodies read
+	metrics  *metrics.Metrics
+	log      io.Writer // gets a line for each request
+	now      func() time.Time
+	router   chi.Router
+	draining atomic.Bool // shutting down: not ready
 }
 
-// api holds what the handlers use. All its fields but the atomic ones are set before the first request.
-type api struct {
-	verifier    *bearer.Verifier
-	certHeader  string        // in which the gateway passes its caller's certificate; "": none
-	clients     *clients.File // nil: every client may do all
-	store       *store
-	now         func() time.Time
-	authURL     string // up to and with "sess_id="
-	sessionTTL  time.Duration
-	sealRecords bool
-	inFlight    *clients.Shares // requests in work, their bodies read
-	reading     *clients.Shares // larger bodies that are being read
+// handler either writes the response and returns nil, or returns an error and writes nothing. An error that is no
+// *apiError is a bug. The handler adds to e what the log is to say of the request.
+type handler func(w http.ResponseWriter, r *http.Request, e *accesslog.Entry) error
 
-	// Of -dev alone, else nil.
-	issue func(client string) (token string, lifetime time.Duration, err error)
-	made  func(secret string) // is told of each session
-
-	created  atomic.Uint64 // sessions
-	draining atomic.Bool   // shutting down: not ready
-	cutOff   atomic.Bool   // shutting down: what still waits has no more time
+// routes is what ADDR serves.
+func (s *server) routes() http.Handler {
+	r := chi.NewRouter()
+	r.Post("/auth/session", s.handle("/auth/session", s.createSession))
+	r.Post("/v1/auth/session", s.handle("/v1/auth/session", s.createSession))
+	s.get(r, "/livez", s.handleLivez)
+	s.get(r, "/readyz", s.handleReadyz)
+	s.get(r, "/openapi.yaml", s.serveOpenAPI)
+	r.NotFound(s.handle("none", s.noRoute))
+	r.MethodNotAllowed(s.handle("none", s.noRoute))
+	s.router = r
+	return r
 }
 
-// createSession is POST /auth/session. The first check that fails answers, so their order is part of the interface.
-func (a *api) createSession(w http.ResponseWriter, r *http.Request, n *note) error {
-	who, err := a.authenticate(r)
+// operatorRoutes is what METRICS_ADDR serves, where probes do not compete with callers' connections.
+func (s *server) operatorRoutes() http.Handler {
+	r := chi.NewRouter()
+	s.get(r, "/livez", s.handleLivez)
+	s.get(r, "/readyz", s.handleReadyz)
+	r.Handle("/metrics", promhttp.HandlerFor(s.metrics.Registry, promhttp.HandlerOpts{}))
+	return r
+}
+
+func (s *server) get(r chi.Router, path string, f handler) {
+	r.Get(path, s.handle(path, f))
+	r.Head(path, s.handle(path, f))
+}
+
+// noRoute is 405 for a path that has other methods, else 404.
+func (s *server) noRoute(_ http.ResponseWriter, r *http.Request, _ *accesslog.Entry) error {
+	path := r.URL.EscapedPath() // as chi matches it: /%61uth is not /auth
+	var allow []string
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+		if s.router.Match(chi.NewRouteContext(), method, path) {
+			allow = append(allow, method)
+		}
+	}
+	if allow == nil {
+		return notFound()
+	}
+	return methodNotAllowed(strings.Join(allow, ", "))
+}
+
+// handle makes f an http.Handler: it sets the headers of every answer, writes the error that f returns or panics with,
+// counts the request, and logs one line.
+func (s *server) handle(route string, f handler) http.HandlerFunc {
+	counts := s.metrics.Route(route)
+	return func(w http.ResponseWriter, r *http.Request) {
+		e := accesslog.Entry{Start: time.Now(), RequestID: r.Header.Get("X-Request-Id"), Method: r.Method, Route: route,
+			Status: http.StatusOK}
+		if !validRequestID(e.RequestID) {
+			e.RequestID = rand.Text()
+		}
+		h, values := w.Header(), [...]string{e.RequestID, "no-store", "nosniff"} // one allocation for three
+		h["X-Request-Id"], h["Cache-Control"], h["X-Content-Type-Options"] = values[0:1:1], values[1:2:2], values[2:3:3]
+		// A chunked request may have had a Content-Length, too, which net/http does not tell. A proxy may have believed
+		// that one, so such a request is the connection's last (RFC 9112, section 6.1).
+		if r.TransferEncoding != nil || r.ContentLength != 0 && r.Method != http.MethodPost || s.draining.Load() {
+			h["Connection"] = []string{"close"}
+		}
+		if err := guard(f, w, r, &e); err != nil {
+			apiErr, known := errors.AsType[*apiError](err)
+			if !known {
+				apiErr = fault(err)
+			}
+			e.Status, e.Error, e.ErrorID, e.Cause = apiErr.status, apiErr.name, rand.Text(), cmp.Or(apiErr.cause, err).Error()
+			skipBody(w)
+			apiErr.write(w, e.ErrorID)
+		}
+		s.finish(r, &e, counts)
+	}
+}
+
+// finish counts and logs a request. A caller's fault is Info, ours is Error. Good checks of health are Debug, because
+// there are many.
+func (s *server) finish(r *http.Request, e *accesslog.Entry, counts *metrics.Route) {
+	e.Duration = time.Since(e.Start)
+	counts.Observe(e.Status, e.Error, e.Duration)
+	if s.config.Clients != nil && e.ClientID != "" {
+		name := "other"
+		if client := s.config.Clients.Find(e.ClientID); client != nil && client.Name != "*" {
+			name = client.Name
+		}
+		s.metrics.CountClient(name, e.Status)
+	}
+	level := slog.LevelInfo
+	switch {
+	case e.Status >= http.StatusInternalServerError:
+		level = slog.LevelError
+	case e.Status == http.StatusOK && (e.Route == "/livez" || e.Route == "/readyz"):
+		level = slog.LevelDebug
+	}
+	if level >= s.config.LogLevel {
+		e.RemoteIP = accesslog.RemoteIP(r.RemoteAddr, r.Header["X-Forwarded-For"], s.config.TrustedProxies)
+		e.TraceID = accesslog.TraceID(r.Header["Traceparent"])
+		_, _ = s.log.Write(e.Line(level))
+	}
+}
+
+// guard runs f and returns its panic as an error with the stack, except http.ErrAbortHandler, which asks net/http to
+// drop the connection.
+func guard(f handler, w http.ResponseWriter, r *http.Request, e *accesslog.Entry) (err error) {
+	defer func() {
+		if v := recover(); v == http.ErrAbortHandler {
+			panic(v)
+		} else if v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return f(w, r, e)
+}
+
+// skipBody limits how long an answer waits for a body that no handler reads: net/http reads up to 256 KiB first, to
+// keep the connection. 100 ms are enough for callers that send header and body at once, though not in one packet.
+// (EnableFullDuplex does not help: after a broken body it takes what follows for the next request.)
+func skipBody(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+}
+
+// validRequestID reports whether a caller's X-Request-Id is used.
+func validRequestID(id string) bool {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	return 1 <= len(id) && len(id) <= 64 && strings.Trim(id, allowed) == ""
+}
+
+// createSession is POST /auth/session. The first check that fails answers, so their order is part of the contract.
+func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *accesslog.Entry) error {
+	token, err := s.authenticate(r)
 	if err != nil {
 		return err
 	}
-	client := a.clients.Find(who.ClientID)
-	n.bearer, n.client = who, client
-	if !who.HasScope {
+	e.ClientID, e.TokenID, e.KeyID = token.ClientID, token.ID, token.KeyID
+	if !token.HasScope {
 		return insufficientScope(bearer.Scope)
 	}
+	client := s.config.Clients.Find(token.ClientID)
 	if client == nil {
-		return notListed()
+		return clientNotListed()
 	}
 	if err := checkMediaType(r.Header); err != nil {
 		return err
 	}
-	body, err := a.readBody(w, r, who.ClientID)
+	body, err := readBody(w, r)
 	if err != nil {
 		return err
 	}
-	if err := a.inFlight.Acquire(who.ClientID); err != nil {
-		return unavailable(err.Error(), err)
+	if !s.inFlight.Acquire(token.ClientID) {
+		return unavailable("too many requests are in flight, of this client or of all", nil)
 	}
-	defer a.inFlight.Release(who.ClientID)
+	defer s.inFlight.Release(token.ClientID)
 	session, unknown, err := parseBody(body)
-	n.unknown = unknown
+	e.Unknown = unknown
 	if err == nil {
 		err = session.limit(client)
 	}
-	switch broken, ok := errors.AsType[*bodyError](err); {
-	case ok:
-		return invalid(broken.name, broken.message, nil)
-	case err != nil:
-		return err
+	if broken, ok := errors.AsType[*bodyError](err); ok {
+		return invalid(broken.name, broken.Error(), nil)
 	}
-	now := a.now()
-	if wait := client.Allow(who.ClientID, now); wait > 0 {
+	now := s.now()
+	if wait := client.Allow(token.ClientID, now); wait > 0 {
 		return tooManySessions(wait)
 	}
-	secret := session.open(who.ClientID, now, cmp.Or(client.SessionTTL, a.sessionTTL))
-	n.session = session.ID
+	secret := session.open(token.ClientID, now, cmp.Or(client.SessionTTL, s.config.SessionTTL))
+	e.Session = session.ID
 	record := session.encode()
-	if a.sealRecords {
+	if s.config.SealRecords {
 		record = seal.Seal(secret, record)
 	}
-	err = a.store.put(who.ClientID, hashSecret(secret), record, session.ExpiresAt)
-	if groupcommit.TimedOut(err) {
+	switch err := s.store.put(hashSecret(secret), record, session.ExpiresAt); {
+	case timedOut(err):
 		return storeTimedOut(err)
-	}
-	if err != nil {
+	case err != nil:
 		return unavailable("the session store is not available", err)
 	}
-	a.created.Add(1)
-	answer := appendText(make([]byte, 0, 256), `{"auth_url":`, a.authURL+secret) // by hand, as encode says why
-	answer = strconv.AppendInt(append(answer, `,"expires_at":`...), session.ExpiresAt, 10)
-	answer = appendText(answer, `,"id":`, session.ID)
-	answer = appendText(answer, `,"session_id":`, secret)
-	if a.made != nil {
-		a.made(secret)
-	}
-	return writeJSON(w, answer)
-}
-
-// writeJSON answers with an object that lacks its last brace. The newline is for people's terminals.
-func writeJSON(w http.ResponseWriter, object []byte) error {
 	w.Header()["Content-Type"] = []string{"application/json"}
-	_, _ = w.Write(append(object, "}\n"...)) // a caller that has gone: nobody holds the id
+	// Ignore the error: the client disconnected, so the session expires unused.
+	_, _ = w.Write(session.answer(s.config.AuthURL, secret))
 	return nil
 }
 
-// authenticate returns the bearer of the request's token (RFC 6750, section 2.1). A token anywhere but in the one
-// Authorization header does not count.
-func (a *api) authenticate(r *http.Request) (who bearer.Token, err error) {
+// authenticate verifies the request's bearer token (RFC 6750, section 2.1). Only the one Authorization header counts.
+func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 	values := r.Header["Authorization"]
 	if len(values) > 1 {
-		return who, badRequest("there must be one Authorization header", nil)
+		return token, badRequest("there must be one Authorization header", nil)
 	}
 	credentials := strings.Join(values, "")
 	end := strings.IndexAny(credentials, " \t")
 	if end < 0 || !strings.EqualFold(credentials[:end], "Bearer") {
-		return who, unauthorized("Bearer", errors.New("no bearer token"))
+		return token, unauthorized("Bearer", errors.New("no bearer token"))
 	}
 	const invalidToken = `Bearer error="invalid_token"`
 	if credentials[end] != ' ' {
-		return who, unauthorized(invalidToken, errors.New("no single space before the token"))
+		return token, unauthorized(invalidToken, errors.New("no single space before the token"))
 	}
-	who, err = a.verifier.Verify(credentials[end+1:], r.Header[a.certHeader]...)
+	token, err = s.verifier.Verify(credentials[end+1:], r.Header[s.config.ClientCertHeader]...)
 	if errors.Is(err, bearer.ErrNoKeys) {
-		return who, unavailable("tokens can't be checked yet", err)
+		return token, unavailable("tokens can't be checked yet", err)
 	}
 	if err != nil {
-		return who, unauthorized(invalidToken, err)
+		return token, unauthorized(invalidToken, err)
 	}
-	return who, nil
+	return token, nil
 }
 
-// checkMediaType takes JSON, which is also what a body without a type is.
+// checkMediaType takes JSON, which is also the type of a body without one.
 func checkMediaType(h http.Header) error {
-	const json = "application/json"
+	const wanted = "application/json"
 	given := strings.Join(h["Content-Type"], ",")
 	media, _, _ := strings.Cut(given, ";")
 	media = strings.TrimSpace(media)
-	// The lengths are compared since EqualFold takes ſ, two bytes, for an s.
-	if given != "" && (len(media) != len(json) || !strings.EqualFold(media, json)) {
+	// The lengths are compared because EqualFold takes ſ, two bytes, for an s.
+	if given != "" && (len(media) != len(wanted) || !strings.EqualFold(media, wanted)) {
 		return unsupportedMediaType("send Content-Type: application/json " +
 			"(curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}
@@ -176,66 +272,53 @@ func checkMediaType(h http.Header) error {
 	return nil
 }
 
-// readBody refuses a body that says it is too large before it reads any of it. What it holds of one over usualBody
-// grows with what has come, not with what was announced. Bodies over smallBody need a place, since all connections may
-// send one at once.
-func (a *api) readBody(w http.ResponseWriter, r *http.Request, client string) ([]byte, error) {
+// readBody refuses a body that is announced as too large before reading any of it.
+func readBody(w http.ResponseWriter, r *http.Request) (body []byte, err error) {
 	if r.ContentLength > maxBody {
-		return nil, tooLarge(maxBody)
+		return nil, bodyTooLarge(maxBody)
 	}
-	if r.ContentLength > smallBody || r.ContentLength < 0 { // -1: it does not say
-		if err := a.reading.Acquire(client); err != nil {
-			return nil, unavailable(err.Error(), err)
-		}
-		defer a.reading.Release(client)
-	}
-	var body []byte
-	var err error
 	if 0 < r.ContentLength && r.ContentLength <= usualBody {
 		body = make([]byte, r.ContentLength)
 		_, err = io.ReadFull(r.Body, body)
-	} else {
+	} else { // memory grows with what has come, not with what was announced
 		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	}
-	if _, over := errors.AsType[*http.MaxBytesError](err); over {
-		return nil, tooLarge(maxBody)
-	}
-	if err != nil && a.cutOff.Load() {
-		return nil, unavailable("shutting down", err)
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	_, over := errors.AsType[*http.MaxBytesError](err)
+	switch {
+	case over:
+		return nil, bodyTooLarge(maxBody)
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, bodyTimedOut(bodyTimeout, err)
-	}
-	if err != nil {
+	case errors.Is(err, net.ErrClosed): // SHUTDOWN_GRACE is over
+		return nil, unavailable("shutting down", err)
+	case err != nil:
 		return nil, badRequest("the body is shorter than announced, or broken", err)
 	}
 	return body, nil
 }
 
-// live is 200 while the process runs.
-func (a *api) live(w http.ResponseWriter, _ *http.Request, _ *note) error { return writeOK(w) }
-
-// ready is 200 where a session could be created now, else 503 naming what is missing.
-func (a *api) ready(w http.ResponseWriter, _ *http.Request, _ *note) error {
+// handleReadyz is 200 where a session could be created now, else 503 naming what is missing.
+func (s *server) handleReadyz(w http.ResponseWriter, r *http.Request, e *accesslog.Entry) error {
 	var missing []string
-	if a.draining.Load() {
+	if s.draining.Load() {
 		missing = append(missing, "shutting down")
 	}
-	if !a.verifier.Ready() {
+	if !s.verifier.Ready() {
 		missing = append(missing, bearer.ErrNoKeys.Error())
 	}
-	cause := a.store.check()
+	cause := s.store.check()
 	if cause != nil {
-		missing = append(missing, "redis: "+lack(cause))
+		missing = append(missing, "redis: "+publicReason(cause))
 	}
 	if missing != nil {
 		message := "not ready: " + strings.Join(missing, "; ")
 		return unavailable(message, errors.Join(errors.New(message), cause))
 	}
-	return writeOK(w)
+	return s.handleLivez(w, r, e)
 }
 
-func writeOK(w http.ResponseWriter) error {
+// handleLivez is 200 while the process runs.
+func (s *server) handleLivez(w http.ResponseWriter, _ *http.Request, _ *accesslog.Entry) error {
 	w.Header()["Content-Type"] = []string{"text/plain; charset=utf-8"}
 	_, _ = io.WriteString(w, "ok\n")
 	return nil
@@ -244,33 +327,9 @@ func writeOK(w http.ResponseWriter) error {
 //go:embed openapi.yaml
 var openAPI string
 
-// description is the OpenAPI document, for partners' client generators.
-func (a *api) description(w http.ResponseWriter, _ *http.Request, _ *note) error {
-	h := w.Header()
-	h["Content-Type"] = []string{"application/yaml"}
-	h["Content-Length"] = []string{strconv.Itoa(len(openAPI))} // net/http itself counts only small answers
-	_, _ = io.WriteString(w, openAPI)
-	return nil
-}
-
-// healthcheck asks the service that listens on addr whether it is ready. Its error is that it is not, and why.
-func healthcheck(addr string, timeout time.Duration) error {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("reading ADDR: %w", err)
-	}
-	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	client := http.Client{Transport: &http.Transport{}, Timeout: timeout} // through no proxy
-	response, err := client.Get("http://" + net.JoinHostPort(host, port) + "/readyz")
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		answer, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10))
-		return fmt.Errorf("status %d: %s", response.StatusCode, answer)
-	}
+// serveOpenAPI answers with the OpenAPI document, for partners' client generators.
+func (s *server) serveOpenAPI(w http.ResponseWriter, r *http.Request, _ *accesslog.Entry) error {
+	w.Header()["Content-Type"] = []string{"application/yaml"}
+	http.ServeContent(w, r, "", time.Time{}, strings.NewReader(openAPI))
 	return nil
 }

@@ -1,786 +1,1004 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httputil"
+	"os"
+	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
-	"unicode/utf16"
 
+	"authsession/internal/config"
+	"authsession/internal/keytool"
 	"authsession/internal/redistest"
-	"authsession/internal/seal"
 	"authsession/internal/testkit"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/redis/go-redis/v9"
 )
 
-func TestCreateSession(t *testing.T) {
-	ts := newTestServer(t, nil)
-	// The reference's own example, with only the base URL changed.
-	const reference = `{ "cancel_uri": "https://acme.com/cancel", "end_user_id": "eu_2yRHN2ag2y4p8kCtm5DOeccZEXB", ` +
-		`"institution_id": "10", "redirect_uri": "https://acme.com/success" }`
-	referenceWant := map[string]string{
-		"end_user_id": `"eu_2yRHN2ag2y4p8kCtm5DOeccZEXB"`, "institution_id": `"10"`,
-		"redirect_uri": `"https://acme.com/success"`, "cancel_uri": `"https://acme.com/cancel"`}
-	least := map[string]string{"end_user_id": `"eu_1"`}
-	const uri = `"https://acme.com/cb?a=1&b=%3C'~"` // which HTML's escapes would change
-	tests := []struct {
-		name, path, body string
-		want             map[string]string // of the members that the body decides
-	}{
-		{"reference", "/auth/session", reference, referenceWant},
-		{"reference under v1", "/v1/auth/session", reference, referenceWant},
-		{"required alone", "/auth/session", goodBody, least},
-		{"optional null", "/auth/session",
-			`{"end_user_id":"eu_1","institution_id":null,"redirect_uri":null,"cancel_uri":null}`, least},
-		{"optional empty", "/auth/session",
-			`{"end_user_id":"eu_1","institution_id":"","redirect_uri":"","cancel_uri":""}`, least},
-		{"institution_id alone", "/auth/session", `{"end_user_id":"eu_1","institution_id":"a&<b>"}`,
-			map[string]string{"end_user_id": `"eu_1"`, "institution_id": `"a&<b>"`}},
-		{"redirect_uri alone", "/auth/session", `{"end_user_id":"eu_1","redirect_uri":` + uri + `}`,
-			map[string]string{"end_user_id": `"eu_1"`, "redirect_uri": uri}},
-		{"cancel_uri alone, escaped", "/auth/session", `{"end_user_id":"eu_1","cancel_uri":"HTTPS:\/\/ACME.com\u002f"}`,
-			map[string]string{"end_user_id": `"eu_1"`, "cancel_uri": `"HTTPS://ACME.com/"`}},
-		{"what to share, of a consent to renew", "/v1/auth/session",
-			`{"permissions":["accounts","\u0062alances:read","<&>"],"arrangement_id":"arr_1","end_user_id":"eu_1"}`,
-			map[string]string{"end_user_id": `"eu_1"`, "permissions": `["accounts","balances:read","<&>"]`,
-				"arrangement_id": `"arr_1"`}},
-		{"permissions alone", "/auth/session", `{"end_user_id":"eu_1","permissions":["a"],"arrangement_id":""}`,
-			map[string]string{"end_user_id": `"eu_1"`, "permissions": `["a"]`}},
-		{"arrangement_id alone", "/auth/session", `{"end_user_id":"eu_1","permissions":null,"arrangement_id":"a"}`,
-			map[string]string{"end_user_id": `"eu_1"`, "arrangement_id": `"a"`}},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			before := time.Now().Unix()
-			h := ts.jsonHeader(t)
-			h.Set("X-Fiskil-Version", "2025-01-01") // which callers of the reference send
-			a := ts.do(t, "POST", test.path, h, strings.NewReader(test.body))
-			after := time.Now().Unix()
-			record := ts.wantSession(t, a)
-			var s testkit.SessionAnswer
-			a.Decode(t, &s)
-			if record.CreatedAt < before || record.CreatedAt > after || s.ExpiresAt != record.CreatedAt+30*60 {
-				t.Errorf("created_at %d, expires_at %d, want %d and 30 minutes later", record.CreatedAt, s.ExpiresAt, before)
-			}
-			var members map[string]any
-			if err := json.Unmarshal(a.Body, &members); err != nil || len(members) != 4 || !a.EndsInNewline() {
-				t.Errorf("answer %q, want four members and a newline", a.Body)
-			}
-			if want := "https://consent.example/start?v=1&sess_id=" + s.SessionID; s.AuthURL != want {
-				t.Errorf("auth_url = %q, want %q", s.AuthURL, want)
-			}
+// The kit serves the real routes by the real HTTP server over a real Redis. It alone knows the server's fields: the
+// tests use HTTP, or TCP where no HTTP client would send such bytes.
 
-			value, err := ts.redis.Get(t.Context(), ts.key(s.SessionID)).Bytes()
-			testkit.Must(t, err)
-			got := map[string]json.RawMessage{}
-			if err := json.Unmarshal(value, &got); err != nil {
-				t.Fatalf("record %s: %v", value, err)
-			}
-			want := map[string]string{
-				"v": "1", "id": fmt.Sprintf("%q", s.ID), "client_id": `"acme"`,
-				"created_at": fmt.Sprint(record.CreatedAt), "expires_at": fmt.Sprint(s.ExpiresAt),
-			}
-			maps.Copy(want, test.want)
-			for name := range want {
-				if string(got[name]) != want[name] {
-					t.Errorf("record's %s = %s, want %s", name, got[name], want[name])
-				}
-			}
-			if len(got) != len(want) {
-				t.Errorf("record %s, want only %v", value, slices.Sorted(maps.Keys(want)))
-			}
-			if bytes.Contains(value, []byte(s.SessionID)) {
-				t.Errorf("record %s has the session_id in clear", value)
-			}
-		})
-	}
-	ts.wantSessions(t, len(tests))
+func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
+
+const (
+	goodBody = `{"end_user_id":"eu_1"}`
+	mark     = "mark-9" // a part of bad requests, which no answer may echo
+)
+
+type testServer struct {
+	*server
+	url, addr string // http://127.0.0.1:port, 127.0.0.1:port
+	prefix    string // KEY_PREFIX
+	log       *testkit.Log
+	redis     *redis.Client // reads what the server wrote
+	created   atomic.Int64  // sessions that record has seen
 }
 
-// A sealed record is nobody's but the secret's; all else about the session is as without.
-func TestSealRecords(t *testing.T) {
-	ts := newTestServer(t, map[string]string{"SEAL_RECORDS": "true"})
-	a := ts.post(t, ts.token(t), `{"end_user_id":"eu_1","redirect_uri":"https://acme.com/"}`)
+// testEnv returns env on top of what the service needs: the shared Redis, a key prefix of its own, and a key set file.
+func testEnv(t testing.TB, env map[string]string) map[string]string {
+	t.Helper()
+	jwks := filepath.Join(t.TempDir(), "jwks.json")
+	testkit.WriteKeySet(t, jwks, testkit.RSA(), testkit.EC(), testkit.Ed())
+	all := map[string]string{"ADDR": "127.0.0.1:0", "AUTH_URL": "https://consent.example/start?v=1",
+		"REDIS_URL": "redis://" + redistest.Addr(t), "JWKS_URL": "file://" + jwks,
+		"KEY_PREFIX": redistest.Prefix(t), "STORE_TIMEOUT": "15s", "LOG_LEVEL": "debug"}
+	maps.Copy(all, env)
+	return all
+}
+
+// newTestServer serves with env on top of testEnv's. It returns once the keys are loaded, unless env has a JWKS_URL.
+// edit may change the server before it serves.
+func newTestServer(t testing.TB, env map[string]string, edit ...func(*server)) *testServer {
+	t.Helper()
+	all := testEnv(t, env)
+	cfg, err := config.Load(func(name string) string { return all[name] })
+	testkit.Must(t, err)
+	ts := &testServer{prefix: all["KEY_PREFIX"], log: &testkit.Log{}}
+	ts.redis = redis.NewClient(&redis.Options{Addr: redistest.Addr(t)})
+	log := slog.New(slog.NewJSONHandler(ts.log, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	ts.server = newServer(cfg, log, ts.log)
+	for _, f := range edit {
+		f(ts.server)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { ts.verifier.Run(ctx) })
+	running.Go(func() { cfg.Clients.Run(ctx, log) })
+	tcp, err := net.Listen("tcp", all["ADDR"])
+	testkit.Must(t, err)
+	srv := newHTTPServer(ts.routes(), cfg.StoreTimeout, log)
+	running.Go(func() { _ = srv.Serve(tcp) })
+	ts.addr = tcp.Addr().String()
+	ts.url = "http://" + ts.addr
+	t.Cleanup(func() {
+		_ = srv.Close()
+		cancel()
+		running.Wait()
+		ts.store.close()
+		_ = ts.redis.Close()
+	})
+	if env["JWKS_URL"] == "" {
+		testkit.WaitFor(t, 20*time.Second, "the key set", ts.verifier.Ready)
+	}
+	return ts
+}
+
+// withClock has the server call now for each session.
+func withClock(now func() time.Time) func(*server) { return func(s *server) { s.now = now } }
+
+// waitInFlight waits until n requests are in flight, their bodies read.
+func (ts *testServer) waitInFlight(t testing.TB, n int) {
+	t.Helper()
+	testkit.WaitFor(t, 20*time.Second, "the requests in flight", func() bool { return ts.inFlight.InUse() == n })
+}
+
+// signed returns the client acme's good token with some claims changed; a nil value removes one.
+func signed(t testing.TB, changes map[string]any) string {
+	return testkit.Sign(t, testkit.EC(), testkit.With(changes))
+}
+
+func (ts *testServer) token(t testing.TB) string { return signed(t, nil) }
+
+func tokenOf(t testing.TB, client string) string {
+	return signed(t, map[string]any{"client_id": client})
+}
+
+// post sends POST /auth/session with a JSON body and a token; "" is none.
+func (ts *testServer) post(t testing.TB, token, body string) testkit.Answer {
+	t.Helper()
+	h := http.Header{"Content-Type": {"application/json"}}
+	if token != "" {
+		h.Set("Authorization", "Bearer "+token)
+	}
+	return ts.do(t, "POST", sessionPath, h, body)
+}
+
+// do sends a request and checks its answer against openapi.yaml.
+func (ts *testServer) do(t testing.TB, method, path string, h http.Header, body string) testkit.Answer {
+	t.Helper()
+	r, err := http.NewRequestWithContext(context.Background(), method, ts.url+path, strings.NewReader(body))
+	testkit.Must(t, err)
+	maps.Copy(r.Header, h)
+	response, err := testkit.Client.Do(r)
+	a := testkit.ReadAnswer(t, response, err)
+	wantDescribed(t, path, body, a)
+	return a
+}
+
+// record returns the value in Redis of the session that a made, and checks that its EXPIRETIME is expires_at.
+func (ts *testServer) record(t testing.TB, a testkit.Answer) (testkit.SessionAnswer, []byte) {
+	t.Helper()
+	if a.Status != 200 {
+		t.Fatalf("POST /auth/session = %d %s, want 200", a.Status, a.Body)
+	}
+	a.WantHeaders(t, "application/json")
 	var s testkit.SessionAnswer
 	a.Decode(t, &s)
-	value, err := ts.redis.Get(t.Context(), ts.key(s.SessionID)).Bytes()
+	key := fmt.Sprintf("%s%x", ts.prefix, sha256.Sum256([]byte(s.SessionID)))
+	value, err := ts.redis.Get(t.Context(), key).Bytes()
 	testkit.Must(t, err)
-	if value[0] != 1 || bytes.Contains(value, []byte("eu_1")) || bytes.Contains(value, []byte("acme")) {
-		t.Errorf("the record is %q, want it sealed", value)
-	}
-	record, err := seal.Open(s.SessionID, value)
-	var got session
-	if err != nil || json.Unmarshal(record, &got) != nil || got.ID != s.ID || got.EndUserID != "eu_1" {
-		t.Errorf("the record opens to %s, %v, want session %s of eu_1", record, err, s.ID)
-	}
-	at, err := ts.redis.ExpireTime(t.Context(), ts.key(s.SessionID)).Result()
+	at, err := ts.redis.ExpireTime(t.Context(), key).Result()
 	if err != nil || int64(at/time.Second) != s.ExpiresAt {
-		t.Errorf("EXPIRETIME = %d, %v, want expires_at %d", at/time.Second, err, s.ExpiresAt)
+		t.Fatalf("EXPIRETIME = %d, %v, want expires_at %d", at/time.Second, err, s.ExpiresAt)
+	}
+	ts.created.Add(1)
+	return s, value
+}
+
+// sessionRecord is the value in Redis.
+type sessionRecord struct {
+	Version     int    `json:"v"`
+	ID          string `json:"id"`
+	ClientID    string `json:"client_id"`
+	RedirectURI string `json:"redirect_uri"`
+	CancelURI   string `json:"cancel_uri"`
+	Permissions []string
+	CreatedAt   int64 `json:"created_at"`
+	ExpiresAt   int64 `json:"expires_at"`
+}
+
+// wantSession checks a 200 whole and returns the record in Redis.
+func (ts *testServer) wantSession(t testing.TB, a testkit.Answer) (r sessionRecord) {
+	t.Helper()
+	s, value := ts.record(t, a)
+	if err := json.Unmarshal(value, &r); err != nil || r.Version != 1 || r.ID != s.ID || r.ExpiresAt != s.ExpiresAt ||
+		s.AuthURL != "https://consent.example/start?v=1&sess_id="+s.SessionID || !a.EndsInNewline() {
+		t.Fatalf("answer %s does not fit record %s: %v", a.Body, value, err)
+	}
+	return r
+}
+
+// wantKeys checks that Redis has the sessions that record has seen, and no others.
+func (ts *testServer) wantKeys(t testing.TB) {
+	t.Helper()
+	keys, err := ts.redis.Keys(context.Background(), ts.prefix+"*").Result()
+	testkit.Must(t, err)
+	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, ts.prefix+"probe") })
+	if want := ts.created.Load(); int64(len(keys)) != want {
+		t.Errorf("%d sessions in Redis, want %d: %q", len(keys), want, keys)
 	}
 }
 
-// encoded is text in UTF-16 or UTF-32, of so many bytes a unit.
-func encoded(text string, unit int, bigEndian bool) string {
-	var out []byte
-	for _, c := range utf16.Encode([]rune(text)) {
-		at := make([]byte, unit)
-		at[0] = byte(c)
-		if bigEndian {
-			slices.Reverse(at)
-		}
-		out = append(out, at...)
-	}
-	return string(out)
-}
-
-// names is a JSON array of n different names.
-func names(n int) string {
-	var all []string
-	for i := range n {
-		all = append(all, fmt.Sprint(i))
-	}
-	return `["` + strings.Join(all, `","`) + `"]`
-}
-
-// strictjson's tests have all of JSON; here is what its rules come to for a caller.
-func TestBodies(t *testing.T) {
+func TestRoutes(t *testing.T) {
 	ts := newTestServer(t, nil)
-	id := func(value string) string { return `{"end_user_id":` + value + `}` }
-	and := func(members string) string { return `{"end_user_id":"eu_1",` + members + `}` }
-	x := func(n int) string { return `"` + strings.Repeat("x", n) + `"` }
-	uri := func(n int) string { return `"https://a.example/` + strings.Repeat("x", n-18) + `"` }
-	// nested is a body of so many levels, its own object counted.
-	nested := func(levels int) string {
-		return and(`"x":` + strings.Repeat("[", levels-1) + strings.Repeat("]", levels-1))
-	}
-	const twice = "the body must not give a member name twice"
-	tests := []struct {
-		name, body string
-		begins     string // the message; "" is 200
+	for _, group := range []struct {
+		want, allow string
+		requests    []string
 	}{
-		{"all fields", and(`"institution_id":"10","redirect_uri":"https://a.example/","cancel_uri":"a.b:/"`), ""},
-		{"nothing", "", "the body must be one JSON object"},
-		{"white space", " \r\n\t ", "the body must be one JSON object"},
-		{"null", `null`, "the body must be one JSON object"},
-		{"array", `[` + goodBody + `]`, "the body must be one JSON object"},
-		{"form", `end_user_id=eu_1`, "the body "},
-		{"white space around it", "\r\n\t " + goodBody + " \n\n\t\r", ""},
-		{"letter after it", goodBody + "x", "the body must be valid JSON"},
-		{"object after it", goodBody + goodBody, "the body must be valid JSON"},
-		{"trailing comma", `{"end_user_id":"eu_1",}`, "the body must be valid JSON"},
-		{"byte order mark", "\ufeff" + goodBody, "the body "},
-		{"UTF-16 BE", encoded(goodBody, 2, true), "the body "},
-		{"UTF-16 with its mark", "\xff\xfe" + encoded(goodBody, 2, false), "the body "},
-		{"UTF-32 LE", encoded(goodBody, 4, false), "the body "},
-		{"UTF-32 BE", encoded(goodBody, 4, true), "the body "},
-		{"stray byte", id("\"eu\xff\""), "the body must be UTF-8"},
-
-		{"empty object", `{}`, "end_user_id "},
-		{"end_user_id null", id(`null`), "end_user_id "},
-		{"end_user_id empty", id(`""`), "end_user_id "},
-		{"end_user_id a space", id(`" "`), "end_user_id "},
-		{"end_user_id a tab", id(`"\t"`), "end_user_id "},
-		{"end_user_id a no-break space", id(`"\u00a0"`), "end_user_id "},
-		{"end_user_id a number", id(`1`), "end_user_id must be a string"},
-		{"end_user_id a boolean", id(`true`), "end_user_id must be a string"},
-		{"end_user_id an object", id(`{}`), "end_user_id must be a string"},
-		{"end_user_id an array", id(`["u"]`), "end_user_id must be a string"},
-		{"end_user_id of 128 bytes", id(x(128)), ""},
-		{"end_user_id of 129 bytes", id(x(129)), "end_user_id "},
-		{"end_user_id of 10,000 bytes", id(x(10_000)), "end_user_id "},
-		{"end_user_id of 128 escapes", id(`"` + strings.Repeat(`\u0078`, 128) + `"`), ""},
-		{"end_user_id with NUL", id(`"eu\u0000"`), "end_user_id "},
-		{"end_user_id with a line feed", id(`"eu\n"`), "end_user_id "},
-		{"end_user_id with DEL", id(`"eu\u007f"`), "end_user_id "},
-		{"end_user_id with an override", id(`"eu\u202e"`), "end_user_id "},
-		{"end_user_id with a space", id(`"e u"`), "end_user_id "},
-		{"end_user_id with an emoji", id(`"eu😀"`), "end_user_id "},
-		{"end_user_id in capitals", `{"END_USER_ID":"eu_1"}`, "end_user_id "},
-		{"end_user_id capitalised", `{"End_User_Id":"eu_1"}`, "end_user_id "},
-		{"end_user_id with a long s", `{"end_u\u017fer_id":"eu_1"}`, "end_user_id "},
-		{"end_user_id with its name escaped", `{"\u0065nd_user_id":"eu_1"}`, ""},
-		{"both spellings, exact one bad", `{"end_user_id":"","END_USER_ID":"eu_1"}`, "end_user_id "},
-		{"end_user_id twice, the same", and(`"end_user_id":"eu_1"`), twice},
-		{"end_user_id twice, different", and(`"end_user_id":"eu_2"`), twice},
-		{"end_user_id twice, once escaped", and(`"end_user\u005fid":"eu_1"`), twice},
-
-		{"unknown members of any JSON",
-			and(`"a":null,"b":[true,-1.5e+3,"\u00e9😀",{}],"c":{"d":{"e":[[],{"end_user_id":3}]}},"":0`), ""},
-		{"unknown member of 1,000 levels", nested(1000), ""},
-		{"unknown member of 1,001 levels", nested(1001), "the body must not nest deeper than 1000 levels"},
-		{"unknown member 32,000 levels deep", nested(32_000), "the body must not nest deeper than 1000 levels"},
-		{"unknown member open 64,000 levels deep", `{"x":` + strings.Repeat("[", 64_000), "the body "},
-		{"names twice in one object inside an unknown member", and(`"x":{"y":1,"y":2}`), twice},
-		{"names twice, once escaped, deep inside", and(`"x":[[{"z":{"y":1,"\u0079":2}}]]`), twice},
-		{"names twice in objects of their own", and(`"x":{"x":{"x":1}},"y":[{"x":1},{"x":2}]`), ""},
-		{"unknown member twice", and(`"x":1,"x":1`), twice},
-		{"bad number inside an unknown member", and(`"x":{"y":01}`), "the body must be valid JSON"},
-		{"surrogate inside an unknown member", and(`"x":["\ud800"]`), "the body must be valid JSON"},
-
-		{"institution_id a number", and(`"institution_id":10`), "institution_id must be a string"},
-		{"institution_id of 64 bytes", and(`"institution_id":` + x(64)), ""},
-		{"institution_id of 65 bytes", and(`"institution_id":` + x(65)), "institution_id "},
-		{"institution_id a space", and(`"institution_id":" "`), "institution_id "},
-		{"redirect_uri false", and(`"redirect_uri":false`), "redirect_uri must be a string"},
-		{"redirect_uri a space", and(`"redirect_uri":" "`), "redirect_uri "},
-		{"cancel_uri an object", and(`"cancel_uri":{"a":1}`), "cancel_uri must be a string"},
-		{"cancel_uri of 2,048 bytes", and(`"cancel_uri":` + uri(2048)), ""},
-		{"cancel_uri of 2,049 bytes", and(`"cancel_uri":` + uri(2049)), "cancel_uri "},
-
-		{"permissions empty", and(`"permissions":[]`), "permissions must have 1 to 64 names"},
-		{"permissions a string", and(`"permissions":"accounts"`), "permissions must be an array of strings"},
-		{"permissions an empty string", and(`"permissions":""`), "permissions must be an array of strings"},
-		{"permissions an object", and(`"permissions":{"a":1}`), "permissions must be an array of strings"},
-		{"permissions with a number", and(`"permissions":["a",1]`), "permissions must be an array of strings"},
-		{"permissions with null", and(`"permissions":[null]`), "permissions must be an array of strings"},
-		{"permissions with an empty name", and(`"permissions":["a",""]`), "permissions must have names of 1 to 64 bytes"},
-		{"permissions with a space", and(`"permissions":["a b"]`), "permissions must have names of "},
-		{"permissions with an umlaut", and(`"permissions":["ä"]`), "permissions must have names of "},
-		{"permissions of 64 bytes", and(`"permissions":[` + x(64) + `]`), ""},
-		{"permissions of 65 bytes", and(`"permissions":["a",` + x(65) + `]`), "permissions must have names of "},
-		{"64 permissions", and(`"permissions":` + names(64)), ""},
-		{"65 permissions", and(`"permissions":` + names(65)), "permissions must have 1 to 64 names"},
-		{"permissions that differ in case", and(`"permissions":["a","A"]`), ""},
-		{"permissions with one twice", and(`"permissions":["a","b","\u0061"]`), "permissions must not have a name twice"},
-		{"permissions twice", and(`"permissions":["a"],"permissions":["a"]`), twice},
-		{"arrangement_id a number", and(`"arrangement_id":1`), "arrangement_id must be a string"},
-		{"arrangement_id of 128 bytes", and(`"arrangement_id":` + x(128)), ""},
-		{"arrangement_id of 129 bytes", and(`"arrangement_id":` + x(129)), "arrangement_id must be at most 128 bytes"},
-		{"arrangement_id a space", and(`"arrangement_id":" "`), "arrangement_id must be printable ASCII"},
-	}
-	sessions := 0
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			a := ts.post(t, ts.token(t), test.body)
-			if test.begins == "" {
-				sessions++
-				ts.wantSession(t, a)
-				return
-			}
-			name := "bad_request"
-			if strings.HasPrefix(test.begins, "institution_id ") {
-				name = "invalid_institution_id"
-			}
-			e := a.WantError(t, 400, name)
-			if !strings.HasPrefix(e.Message, test.begins) || strings.Contains(e.Message, ";") {
-				t.Errorf("message = %q, want %q and nothing of other members", e.Message, test.begins)
-			}
-		})
-	}
-	ts.wantSessions(t, sessions)
-}
-
-// The exact name counts, whatever stands beside it.
-func TestOtherSpelling(t *testing.T) {
-	ts := newTestServer(t, nil)
-	for _, body := range []string{
-		`{"END_USER_ID":"x","end_user_id":"eu_1"}`, `{"end_user_id":"eu_1","END_USER_ID":"x"}`,
+		{want: "200", requests: []string{
+			"POST /auth/session", "POST /v1/auth/session", "POST /auth/session?x=1&end_user_id=other", "POST /auth/session?",
+			"POST http://foreign.example/auth/session"}},
+		{want: "405 method_not_allowed", allow: "POST", requests: []string{
+			"GET /auth/session", "PUT /auth/session", "DELETE /auth/session", "PATCH /auth/session", "HEAD /auth/session",
+			"TRACE /auth/session", "OPTIONS /auth/session", "CONNECT /auth/session", "FOO /auth/session",
+			"post /auth/session", "Post /v1/auth/session", "GET /v1/auth/session"}},
+		{want: "405 method_not_allowed", allow: "GET, HEAD", requests: []string{
+			"POST /livez", "OPTIONS /readyz", "FOO /readyz", "get /livez", "POST /openapi.yaml"}},
+		{want: "404 not_found", requests: []string{
+			"CONNECT foreign.example:443", "OPTIONS *", "POST /", "HEAD /", "FOO /", "POST /auth/session/",
+			"POST //auth/session", "POST /auth//session", "POST /x/../auth/session", "POST /./auth/session",
+			"POST /AUTH/session", "POST /auth/session;x=1", "POST /%61uth/session", "POST /auth%2Fsession",
+			"POST /auth/session%00", "POST /auth/session%20", "POST /auth/session%3Fx", "POST /v1/v1/auth/session",
+			"POST /v2/auth/session", "GET /v1/livez", "GET /v1/openapi.yaml", "GET /metrics", "GET /livez/", "GET /%6Civez",
+			"GET /debug/pprof/", "POST /token", "POST /v1/end-users", "POST /" + mark}},
 	} {
-		if record := ts.wantSession(t, ts.post(t, ts.token(t), body)); record.EndUserID != "eu_1" {
-			t.Errorf("end_user_id = %q for %s, want eu_1", record.EndUserID, body)
+		for _, request := range group.requests {
+			a := ts.exchange(t, message(request+" HTTP/1.1", "Host: foreign.example", "X-Forwarded-Host: foreign.example",
+				"X-HTTP-Method-Override: POST", authorization(t), goodLength)+goodBody)
+			if !strings.HasPrefix(request, "HEAD ") {
+				ts.want(t, a, group.want)
+			} else if a.WantHeaders(t, goaError); fmt.Sprint(a.Status) != group.want[:3] || len(a.Body) > 0 {
+				t.Errorf("%s = %d with %d bytes, want %s and none", request, a.Status, len(a.Body), group.want)
+			}
+			if allow, location := a.Header.Get("Allow"), a.Header.Get("Location"); allow != group.allow || location != "" {
+				t.Errorf("%s: Allow = %q, Location = %q, want %q and none", request, allow, location, group.allow)
+			}
 		}
 	}
-}
-
-func TestBrokenFields(t *testing.T) {
-	ts := newTestServer(t, nil)
-	tests := []struct {
-		body, name string
-		members    []string // in the contract's order
-	}{
-		{`{"cancel_uri":1,"redirect_uri":"http://a.example/","institution_id":"a b","end_user_id":""}`, "bad_request",
-			[]string{"end_user_id", "institution_id", "redirect_uri", "cancel_uri"}},
-		{`{"cancel_uri":"x","institution_id":[]}`, "bad_request",
-			[]string{"end_user_id", "institution_id", "cancel_uri"}},
-		{`{"end_user_id":"eu_1","cancel_uri":"x","redirect_uri":"x","institution_id":"\n"}`, "invalid_institution_id",
-			[]string{"institution_id", "redirect_uri", "cancel_uri"}},
-		{`{"end_user_id":"eu_1","institution_id":7}`, "invalid_institution_id", []string{"institution_id"}},
-		{`{"end_user_id":"eu_1","cancel_uri":"x","redirect_uri":"x"}`, "bad_request",
-			[]string{"redirect_uri", "cancel_uri"}},
-		{`{"arrangement_id":1,"permissions":[],"cancel_uri":"x","institution_id":"\n","end_user_id":"eu_1"}`,
-			"invalid_institution_id", []string{"institution_id", "cancel_uri", "permissions", "arrangement_id"}},
-		{`{"end_user_id":"eu_1","arrangement_id":1,"permissions":1}`, "bad_request",
-			[]string{"permissions", "arrangement_id"}},
-	}
-	for _, test := range tests {
-		e := ts.post(t, ts.token(t), test.body).WantError(t, 400, test.name)
-		names := func(message, member string) bool { return strings.HasPrefix(message, member+" ") }
-		if !slices.EqualFunc(strings.Split(e.Message, "; "), test.members, names) {
-			t.Errorf("message to %s = %q, want one of each of %v", test.body, e.Message, test.members)
-		}
-	}
-	ts.wantSessions(t, 0)
-}
-
-func TestUnknownMembers(t *testing.T) {
-	ts := newTestServer(t, nil)
-	unknown := func(a testkit.Answer) string {
-		names, err := json.Marshal(ts.logged(t, a)["unknown_members"])
-		testkit.Must(t, err)
-		return string(names)
-	}
-	body := `{"Permissions":["a",{"b":null}],"__proto__":{"end_user_id":"x"},"expires_at":1,"session_id":"stolen",` +
-		`"id":"mine","scope":"x","auth_url":"https://evil.example/","v":2,"client_id":"other","end_user_id":"eu_1",` +
-		`"` + strings.Repeat("x", 63) + `é":1,"created_at":1,"more":1}`
-	before := time.Now().Unix()
-	a := ts.post(t, ts.token(t), body)
-	record := ts.wantSession(t, a)
-	want := session{Version: 1, ID: record.ID, ClientID: "acme", EndUserID: "eu_1",
-		CreatedAt: record.CreatedAt, ExpiresAt: record.CreatedAt + 30*60}
-	if !reflect.DeepEqual(record, want) || record.ID == "mine" || record.CreatedAt < before {
-		t.Errorf("record = %+v, want %+v", record, want)
-	}
-	wantNames := `["Permissions","__proto__","expires_at","session_id","id","scope","auth_url","v","client_id","` +
-		strings.Repeat("x", 63) + `\\xc3"]`
-	if got := unknown(a); got != wantNames {
-		t.Errorf("unknown_members = %s, want %s", got, wantNames)
-	}
-
-	long := strings.Repeat("y", 64)
-	odd := `{"end_user_id":"e","` + "\u009b2J" + `":1,"\u202e":1,"a\u0000":1,"é":1}`
-	for body, want := range map[string]string{
-		goodBody: "null",
-		odd:      `["\\u009b2J","\\u202e","a\\x00","\\u00e9"]`,
-		`{"end_user_id":"eu_1","` + long + `z":1,"` + long + `":1}`: `["` + long + `","` + long + `"]`,
-		`{"end_user_id":"","END_USER_ID":1}`:                        `["END_USER_ID"]`, // a refusal's too
-	} {
-		if got := unknown(ts.post(t, ts.token(t), body)); got != want {
-			t.Errorf("unknown_members of %s = %s, want %s", body, got, want)
-		}
-	}
-}
-
-func TestMediaTypes(t *testing.T) {
-	ts := newTestServer(t, nil)
-	var zipped bytes.Buffer
-	z := gzip.NewWriter(&zipped)
-	_, _ = z.Write(append([]byte(goodBody), bytes.Repeat([]byte(" "), 16<<20)...)) // a bomb
-	_ = z.Close()
-	tests := []struct {
-		types, encodings []string
-		body             string
-		want             int
-	}{
-		{[]string{"application/json"}, nil, goodBody, 200},
-		{[]string{"application/json; charset=utf-8"}, nil, goodBody, 200},
-		{[]string{"application/json; charset=UTF-8"}, nil, goodBody, 200},
-		{[]string{`application/json;charset="utf-8"`}, nil, goodBody, 200},
-		{[]string{"Application/JSON ; Charset=Utf-8"}, nil, goodBody, 200},
-		{[]string{"application/json; profile=x; version=2"}, nil, goodBody, 200},
-		{nil, nil, goodBody, 200},
-		{[]string{"application/json"}, []string{"identity"}, goodBody, 200},
-		{[]string{"application/json"}, []string{"Identity"}, goodBody, 200},
-		{[]string{"application/x-www-form-urlencoded"}, nil, goodBody, 415},
-		{[]string{"application/vnd.api+json"}, nil, goodBody, 415},
-		{[]string{"application/*"}, nil, goodBody, 415},
-		{[]string{"*/*"}, nil, goodBody, 415},
-		{[]string{"text/json"}, nil, goodBody, 415},
-		{[]string{"text/plain"}, nil, goodBody, 415},
-		{[]string{"application/jsonp"}, nil, goodBody, 415},
-		{[]string{"application/json-seq"}, nil, goodBody, 415},
-		{[]string{"application"}, nil, goodBody, 415},
-		{[]string{"text/plain; application/json"}, nil, goodBody, 415},
-		{[]string{"application/json, text/plain"}, nil, goodBody, 415},
-		{[]string{"text/plain", "application/json"}, nil, goodBody, 415},
-		{[]string{"application/json", "text/plain"}, nil, goodBody, 415},
-		{[]string{"application/json"}, []string{"gzip"}, zipped.String(), 415},
-		{[]string{"application/json"}, []string{"gzip"}, goodBody, 415},
-		{[]string{"application/json"}, []string{"deflate"}, goodBody, 415},
-		{[]string{"applİcation/json"}, nil, goodBody, 415},
-		{[]string{"application/jſon"}, nil, goodBody, 415},
-		{[]string{"application/json"}, []string{"İdentity"}, goodBody, 415},
-		{[]string{"application/json"}, []string{"br"}, goodBody, 415},
-		{[]string{"application/json"}, []string{"identity, gzip"}, goodBody, 415},
-		{[]string{"application/json"}, []string{"identity", "gzip"}, goodBody, 415},
-		{nil, []string{"gzip"}, zipped.String(), 415},
-		{[]string{"application/json"}, nil, zipped.String(), 400}, // not inflated, so it is no JSON
-	}
-	for _, test := range tests {
-		t.Run(fmt.Sprintf("%q, %q", test.types, test.encodings), func(t *testing.T) {
-			h := http.Header{"Authorization": {"Bearer " + ts.token(t)}}
-			if test.types != nil {
-				h["Content-Type"] = test.types
-			}
-			if test.encodings != nil {
-				h["Content-Encoding"] = test.encodings
-			}
-			a := ts.do(t, "POST", "/auth/session", h, strings.NewReader(test.body))
-			switch test.want {
-			case 200:
-				ts.wantSession(t, a)
-			case 400:
-				a.WantError(t, 400, "bad_request")
-			case 415:
-				e := a.WantError(t, 415, "unsupported_media_type")
-				if test.encodings == nil && !strings.Contains(e.Message, "Content-Type: application/json") {
-					t.Errorf("message = %q, want it to say what to send", e.Message)
-				}
-			}
-		})
-	}
-}
-
-// The limit is on the body as sent. Beyond it the connection is of no more use.
-func TestBodySizes(t *testing.T) {
-	ts := newTestServer(t, nil)
-	auth := ts.authorization(t)
-	const post = "POST /auth/session HTTP/1.1"
-	for _, test := range []struct {
-		size, want int
-		chunked    bool
-	}{
-		{64 << 10, 200, false}, {64<<10 + 1, 413, false}, {1 << 20, 413, false}, {100 << 20, 413, false},
-		{64 << 10, 200, true}, {64<<10 + 1, 413, true}, {1 << 20, 413, true}, {100 << 20, 413, true},
-	} {
-		t.Run(fmt.Sprintf("%d bytes, chunked: %t", test.size, test.chunked), func(t *testing.T) {
-			framing := fmt.Sprintf("Content-Length: %d", test.size)
-			if test.chunked {
-				framing = "Transfer-Encoding: chunked"
-			}
-			w := ts.dial(t)
-			w.send(t, message(post, "Host: x", auth, framing))
-			sent := make(chan struct{})
-			go func() { // it is refused before all is sent
-				defer close(sent)
-				w.sendBody(test.size, test.chunked)
-			}()
-			a := w.answer(t, "POST")
-			if test.want == 200 {
-				ts.wantSession(t, a)
-				return
-			}
-			a.WantError(t, 413, "request_too_large")
-			if got := a.Header.Get("Connection"); got != "close" {
-				t.Errorf("Connection = %q, want close", got)
-			}
-			w.wantClosed(t)
-			_ = w.Close()
-			<-sent
-		})
-	}
-	t.Run("1 GiB announced, nothing sent", func(t *testing.T) {
-		w := ts.dial(t)
-		w.send(t, message(post, "Host: x", auth, "Content-Length: 1073741824"))
-		w.answer(t, "POST").WantError(t, 413, "request_too_large")
-		w.wantClosed(t)
-	})
-	t.Run("shorter than announced", func(t *testing.T) {
-		w := ts.dial(t)
-		w.send(t, message(post, "Host: x", auth, "Content-Length: 100")+goodBody)
-		_ = w.CloseWrite()
-		w.answer(t, "POST").WantError(t, 400, "bad_request")
-		w.wantClosed(t)
-	})
-	ts.wantSessions(t, 2)
-}
-
-// sendBody sends goodBody and white space up to size, until the other side has enough of it.
-func (w *wire) sendBody(size int, chunked bool) {
-	part := goodBody
-	for err := error(nil); size > 0 && err == nil; {
-		part = part[:min(len(part), size)]
-		size -= len(part)
-		if chunked {
-			_, err = fmt.Fprintf(w, "%x\r\n%s\r\n", len(part), part)
-		} else {
-			_, err = io.WriteString(w, part)
-		}
-		part = strings.Repeat(" ", 32<<10)
-	}
-	if chunked {
-		_, _ = io.WriteString(w, "0\r\n\r\n")
-	}
-}
-
-// The rows of the contract's error table that need no trouble with Redis, time or our own code. token_test.go has more
-// of 400, 401 and 403, server_test.go of 404, 405, 408 and 500, and TestUnavailable 503 and 504.
-func TestErrors(t *testing.T) {
-	ts := newTestServer(t, nil)
-	good := "Bearer " + ts.token(t)
-	noScope := "Bearer " + testkit.Sign(t, testkit.EC(), testkit.With(map[string]any{"scope": "api:user.read"}))
-	tests := []struct {
-		name                                     string
-		method, path, authorization, media, body string
-		status                                   int
-		class                                    string
-		header, value                            string // one that the answer must have
-	}{
-		{"body", "POST", "/auth/session", good, "application/json", "[]",
-			400, "bad_request", "Www-Authenticate", ""},
-		{"institution_id", "POST", "/auth/session", good, "application/json", `{"end_user_id":"x","institution_id":" "}`,
-			400, "invalid_institution_id", "Www-Authenticate", ""},
-		{"no token", "POST", "/auth/session", "", "application/json", goodBody,
-			401, "unauthorized", "Www-Authenticate", `Bearer`},
-		{"bad token", "POST", "/auth/session", "Bearer a.b.c", "application/json", goodBody,
-			401, "unauthorized", "Www-Authenticate", `Bearer error="invalid_token"`},
-		{"no scope", "POST", "/auth/session", noScope, "application/json", goodBody,
-			403, "forbidden", "Www-Authenticate", `Bearer error="insufficient_scope", scope="api:user.write"`},
-		{"path", "POST", "/auth", good, "application/json", goodBody, 404, "not_found", "Allow", ""},
-		{"method", "PUT", "/auth/session", good, "application/json", goodBody, 405, "method_not_allowed", "Allow", "POST"},
-		{"override of the method", "GET", "/auth/session?_method=POST", good, "application/json", goodBody,
-			405, "method_not_allowed", "Allow", "POST"},
-		{"body too large", "POST", "/auth/session", good, "application/json", goodBody + strings.Repeat(" ", maxBody),
-			413, "request_too_large", "", ""},
-		{"form", "POST", "/auth/session", good, "application/x-www-form-urlencoded", "end_user_id=eu_1",
-			415, "unsupported_media_type", "", ""},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			h := http.Header{"Content-Type": {test.media}, "X-Http-Method-Override": {"POST"},
-				"Cookie": {"access_token=" + strings.TrimPrefix(good, "Bearer ")}}
-			if test.authorization != "" {
-				h.Set("Authorization", test.authorization)
-			}
-			a := ts.do(t, test.method, test.path, h, strings.NewReader(test.body))
-			ts.wantRefused(t, a, test.status, test.class)
-			if got := a.Header.Get(test.header); got != test.value {
-				t.Errorf("%s = %q, want %q", test.header, got, test.value)
-			}
-		})
-	}
-	ts.wantSessions(t, 0)
-}
-
-// Trouble that is not the caller's is told at once, and the fields' comes before it.
-func TestUnavailable(t *testing.T) {
-	nowhere := "127.0.0.1:" + redistest.FreePort()
-	noRedis := newTestServer(t, map[string]string{"REDIS_URL": "redis://" + nowhere})
-	noKeys := newTestServer(t, map[string]string{"JWKS_URL": "file:///nonexistent/jwks.json"})
-	slow, gate := newSlowTestServer(t, map[string]string{"STORE_TIMEOUT": "300ms"})
-	gate.Lock()
-	defer gate.Unlock()
-	tests := []struct {
-		name        string
-		ts          *testServer
-		token, body string
-		status      int
-		class       string
-		cause       string // in the log line's
-	}{
-		{"nothing listens where Redis should", noRedis, noRedis.token(t), goodBody, 503, "unavailable", nowhere},
-		{"a bad field, and no Redis", noRedis, noRedis.token(t), `{}`, 400, "bad_request", ""},
-		{"Redis does not answer", slow, slow.token(t), goodBody, 504, "timeout", ""},
-		{"no keys", noKeys, noKeys.token(t), goodBody, 503, "unavailable", "key set"},
-		{"no token, and no keys to check one", noKeys, "", goodBody, 401, "unauthorized", "no bearer token"},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			start := time.Now()
-			a := test.ts.post(t, test.token, test.body)
-			if took := time.Since(start); took > bodyTimeout/2 {
-				t.Errorf("answered after %s", took)
-			}
-			e, line := test.ts.wantRefused(t, a, test.status, test.class)
-			cause, _ := line["cause"].(string)
-			if !strings.Contains(cause, test.cause) || test.status != 400 && strings.Contains(cause, e.Message) {
-				t.Errorf("message = %q, cause %q, want another cause with %q", e.Message, cause, test.cause)
-			}
-			if strings.Contains(e.Message, nowhere) {
-				t.Errorf("message = %q: it tells where Redis is", e.Message)
-			}
-		})
-	}
-	noKeys.wantSessions(t, 0)
 }
 
 func TestHealth(t *testing.T) {
-	check := func(t *testing.T, ts *testServer, path string, status int, missing ...string) {
-		t.Helper()
-		a, head := ts.do(t, "GET", path, nil, nil), ts.do(t, "HEAD", path, nil, nil)
-		if a.Status != status || head.Status != status || len(head.Body) > 0 {
-			t.Fatalf("GET %s = %d %s, HEAD %d %s, want %d", path, a.Status, a.Body, head.Status, head.Body, status)
-		}
-		if status == 200 {
+	ts := newTestServer(t, nil)
+	for _, path := range []string{"/livez", "/readyz"} {
+		for method, body := range map[string]string{"GET": "ok\n", "HEAD": ""} {
+			a := ts.do(t, method, path, nil, "")
 			a.WantHeaders(t, "text/plain; charset=utf-8")
-			head.WantHeaders(t, "text/plain; charset=utf-8")
-			return
-		}
-		e := a.WantError(t, status, "unavailable")
-		head.WantHeaders(t, "application/vnd.goa.error")
-		for _, what := range missing {
-			if !strings.Contains(e.Message, what) {
-				t.Errorf("%s says %q, want it to name %q", path, e.Message, what)
+			if level := ts.logged(t, a)["level"]; a.Status != 200 || string(a.Body) != body || level != "DEBUG" {
+				t.Errorf("%s %s = %d %q, logged as %v, want 200 %q and DEBUG", method, path, a.Status, a.Body, level, body)
 			}
 		}
 	}
-	ts := newTestServer(t, nil)
-	check(t, ts, "/livez", 200)
-	check(t, ts, "/readyz", 200)
-	ts.wantSessions(t, 0)
-	ts.draining.Store(true)
-	check(t, ts, "/livez", 200)
-	check(t, ts, "/readyz", 503, "shutting down")
-	ts.wantSession(t, ts.post(t, ts.token(t), goodBody)) // not ready and still serving
+	ts.wantKeys(t)
+}
 
-	ts = newTestServer(t, map[string]string{
-		"REDIS_URL": "redis://127.0.0.1:" + redistest.FreePort(), "JWKS_URL": "file:///nonexistent/jwks.json"})
-	check(t, ts, "/livez", 200)
-	check(t, ts, "/readyz", 503, "redis", "key set")
+// wire is a caller's TCP connection.
+type wire struct {
+	*net.TCPConn
+	in *bufio.Reader
+}
+
+// open connects and sends text.
+func (ts *testServer) open(t testing.TB, text string) *wire {
+	t.Helper()
+	c, err := net.Dial("tcp", ts.addr)
+	testkit.Must(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	testkit.Must(t, c.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = io.WriteString(c, text)
+	testkit.Must(t, err)
+	return &wire{c.(*net.TCPConn), bufio.NewReader(c)}
+}
+
+// answer reads the answer to a request of that method.
+func (w *wire) answer(t testing.TB, method string) testkit.Answer {
+	t.Helper()
+	response, err := http.ReadResponse(w.in, &http.Request{Method: method})
+	a := testkit.ReadAnswer(t, response, err)
+	if response.Close { // ReadResponse takes it out of the header
+		a.Header.Set("Connection", "close")
+	}
+	wantDescribed(t, "", "", a)
+	return a
+}
+
+// wantClosed checks that nothing more comes.
+func (w *wire) wantClosed(t testing.TB) {
+	t.Helper()
+	rest, err := io.ReadAll(w.in)
+	if netErr, ok := err.(net.Error); len(rest) > 0 || ok && netErr.Timeout() {
+		t.Fatalf("the connection is open, or had %q: %v", rest, err)
+	}
+}
+
+// exchange sends text on a connection of its own and reads one answer.
+func (ts *testServer) exchange(t testing.TB, text string) testkit.Answer {
+	t.Helper()
+	method, _, _ := strings.Cut(text, " ")
+	return ts.open(t, text).answer(t, method)
+}
+
+// message is a request's head.
+func message(lines ...string) string { return strings.Join(lines, "\r\n") + "\r\n\r\n" }
+
+var goodLength = fmt.Sprintf("Content-Length: %d", len(goodBody))
+
+func authorization(t testing.TB) string { return "Authorization: Bearer " + signed(t, nil) }
+
+func goodRequest(t testing.TB) string {
+	return message("POST /auth/session HTTP/1.1", "Host: x", authorization(t), goodLength) + goodBody
+}
+
+// TestHTTP has what net/http refuses by itself, with an answer of its own, and what is near to it.
+func TestHTTP(t *testing.T) {
+	ts := newTestServer(t, nil)
+	const post, host, chunked = "POST /auth/session HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"
+	auth := authorization(t)
+	with := func(lines ...string) string { return message(append([]string{post, host, auth}, lines...)...) }
+	good := func(lines ...string) string { return with(append([]string{goodLength}, lines...)...) + goodBody }
+	other := func(version, line string) string { return message("POST /auth/session "+version, host, auth, line) }
+	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(goodBody), goodBody)
+	usual := slices.Repeat([]string{"X-Usual-Header: of some forty bytes in all"}, 20)
+	tokenOf8K := []string{post, host, "Authorization: Bearer " + longToken(t, 8<<10), goodLength}
+	long := strings.Repeat("x", 16<<10)
+	for _, group := range []struct {
+		want     string // with the name where it is a handler's
+		requests []string
+	}{
+		{want: "200", requests: []string{
+			good("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"),
+			good("X-A: b", "\tc"), message(append(tokenOf8K, usual...)...) + goodBody, good(goodLength),
+			with(chunked) + chunks, other("HTTP/1.0", goodLength) + goodBody}},
+		{want: "400 bad_request", requests: []string{other("HTTP/1.0", chunked) + chunks}}, // of no length
+		{want: "400", requests: []string{
+			message(post, auth, goodLength) + goodBody, good("Host: y"), message("POST /auth/session", host),
+			"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", message("POST /auth/session%zz HTTP/1.1", host),
+			good("Content-Length: 5"), with("Content-Length: 22, 22") + goodBody, with("Content-Length: +22") + goodBody,
+			with("Content-Length: -1") + goodBody, with("Content-Length: 1e20") + goodBody,
+			with("Content-Length: 100000000000000000000") + goodBody, with("Transfer-Encoding : chunked") + chunks}},
+		{want: "417", requests: []string{with(goodLength, "Expect: 200-ok")}},
+		{want: "431", requests: []string{
+			good("X-Long: " + long), message("POST /auth/session?"+long+" HTTP/1.1", host, auth),
+			good(slices.Repeat([]string{"a: bcd"}, 2000)...)}},
+		{want: "501", requests: []string{
+			with("Transfer-Encoding: xchunked") + chunks, with("Transfer-Encoding: gzip, chunked") + chunks,
+			with(chunked, chunked) + chunks}},
+		{want: "505", requests: []string{other("HTTP/3.0", goodLength) + goodBody}},
+	} {
+		for i, request := range group.requests {
+			t.Run(fmt.Sprintf("%s, %d", group.want, i), func(t *testing.T) {
+				a := ts.exchange(t, request)
+				if group.want == "200" || strings.Contains(group.want, " ") {
+					ts.want(t, a, group.want)
+				} else if fmt.Sprint(a.Status) != group.want || a.Header["Goa-Error"] != nil || a.Header["X-Request-Id"] != nil {
+					t.Errorf("%.300q = %d %v %s, want net/http's own %s", request, a.Status, a.Header, a.Body, group.want)
+				}
+			})
+		}
+	}
+	ts.wantKeys(t)
+}
+
+// No byte of a pipelined body is ever a request, however many lines it has.
+func TestPipelining(t *testing.T) {
+	pretty := func(lines int) string {
+		return "{\n  \"end_user_id\": \"eu_1\",\n  \"more\": [\n" + strings.Repeat("    0,\n", lines-6) + "    0\n  ]\n}\n"
+	}
+	line := strings.Repeat("0", 60) + "\n"
+	inside := strings.Repeat(line, 250) + message("GET /livez HTTP/1.1", "Host: x") + goodRequest(t)
+	for _, test := range []struct {
+		name, body, want string // the answer to the second request
+	}{
+		{name: "250 lines", body: pretty(250), want: "200"},
+		{name: "505 lines", body: pretty(505), want: "200"},
+		{name: "3,005 lines", body: pretty(3005), want: "200"},
+		{name: "requests inside", body: inside, want: "400 bad_request"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ts := newTestServer(t, nil)
+			w := ts.open(t, goodRequest(t)+message("POST /auth/session HTTP/1.1", "Host: x", authorization(t),
+				fmt.Sprintf("Content-Length: %d", len(test.body))))
+			for part := range slices.Chunk([]byte(test.body), 1400) { // packets
+				time.Sleep(5 * time.Millisecond)
+				_, _ = w.Write(part)
+			}
+			ts.wantSession(t, w.answer(t, "POST"))
+			ts.want(t, w.answer(t, "POST"), test.want)
+			_, _ = io.WriteString(w, message("GET /livez HTTP/1.1", "Host: x", "Connection: close"))
+			if a := w.answer(t, "GET"); a.Status != 200 || string(a.Body) != "ok\n" {
+				t.Errorf("GET /livez afterwards = %d %s, want 200", a.Status, a.Body)
+			}
+			w.wantClosed(t)
+			ts.wantKeys(t)
+		})
+	}
+}
+
+// A refusal waits for no body. The connection ends where the next request's beginning is in doubt: after a body that is
+// not there, is broken, or is chunked, because a proxy may have believed a Content-Length beside that.
+func TestLastRequest(t *testing.T) {
+	ts := newTestServer(t, nil)
+	const post, get, host, bad = "POST /auth/session HTTP/1.1", "GET /livez HTTP/1.1", "Host: x", "Authorization: Bearer x"
+	good, chunked, large := authorization(t), "Transfer-Encoding: chunked", strings.Repeat(" ", 300<<10)
+	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(goodBody), goodBody)
+	for _, test := range []struct {
+		name, head    string
+		before, after string // of the body, sent before and after the answer
+		want          int
+		reuse         bool // the connection serves another request
+	}{
+		{name: "no body", head: message(post, host, bad), want: 401, reuse: true},
+		{name: "whole, refused", head: message(post, host, good, "Content-Length: 2"), before: "[]", want: 400, reuse: true},
+		{name: "unsent", head: message(post, host, bad, goodLength), after: goodBody, want: 401},
+		{name: "half sent", head: message(post, host, bad, goodLength), before: goodBody[:5], after: goodBody[5:], want: 401},
+		{name: "chunk unsent", head: message(post, host, bad, chunked), after: chunks, want: 401},
+		{name: "unsent, method", head: message("PUT /auth/session HTTP/1.1", host, goodLength), after: goodBody, want: 405},
+		{name: "unsent, GET", head: message(get, host, goodLength), after: goodBody, want: 200},
+		{name: "chunk unsent, GET", head: message(get, host, chunked), after: chunks, want: 200},
+		{name: "no 100", head: message(post, host, bad, goodLength, "Expect: 100-continue"), after: goodBody, want: 401},
+		{name: "300 KiB", head: message(post, host, bad, "Content-Length: 307200"), after: large, want: 401},
+		{name: "300 KiB in a chunk", head: message(post, host, bad, chunked), after: "4b000\r\n" + large, want: 401},
+		{name: "broken chunk", head: message(post, host, bad, chunked), before: "zz\r\n", want: 401},
+		{name: "broken chunk, good token", head: message(post, host, good, chunked), before: "zz\r\n", want: 400},
+		{name: "broken end of a chunk", head: message(post, host, good, chunked), before: "1\r\nxyz\r\n", want: 400},
+		{name: "chunked", head: message(post, host, good, chunked, goodLength), before: chunks, want: 200},
+		{name: "smuggled", head: message(post, host, good, "Content-Length: 3", chunked), before: chunks + "GET", want: 200},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			start := time.Now()
+			w := ts.open(t, test.head+test.before)
+			a := w.answer(t, "POST")
+			if a.Status != test.want {
+				t.Fatalf("status = %d %s, want %d", a.Status, a.Body, test.want)
+			} else if test.want != 200 {
+				ts.wantError(t, a, fmt.Sprint(test.want, " ", a.Header.Get("Goa-Error")))
+			} else if string(a.Body) != "ok\n" {
+				ts.wantSession(t, a)
+			}
+			if took := time.Since(start); took > 5*time.Second { // before the body's time limit
+				t.Errorf("answered after %s, want at once", took)
+			}
+			_, _ = io.WriteString(w, test.after+message(get, host, "Connection: close")) // may fail
+			if test.reuse {
+				if a := w.answer(t, "GET"); a.Status != 200 {
+					t.Errorf("GET /livez on the same connection = %d, want 200", a.Status)
+				}
+			}
+			w.wantClosed(t)
+		})
+	}
+}
+
+func TestExpectContinue(t *testing.T) {
+	ts := newTestServer(t, nil)
+	w := ts.open(t, message("POST /auth/session HTTP/1.1", "Host: x", authorization(t), goodLength,
+		"Expect: 100-continue"))
+	if a := w.answer(t, "POST"); a.Status != 100 {
+		t.Fatalf("POST with Expect and a good token = %d, want 100", a.Status)
+	}
+	_, _ = io.WriteString(w, goodBody)
+	ts.wantSession(t, w.answer(t, "POST"))
+}
+
+// The limit counts the body as it was sent. Beyond it the connection ends.
+func TestBodySize(t *testing.T) {
+	ts := newTestServer(t, nil)
+	head := []string{"POST /auth/session HTTP/1.1", "Host: x", authorization(t)}
+	for _, size := range []int{64 << 10, 64<<10 + 1, 1 << 20, 100 << 20} {
+		for _, framing := range []string{fmt.Sprintf("Content-Length: %d", size), "Transfer-Encoding: chunked"} {
+			t.Run(fmt.Sprintf("%d bytes, %.7s", size, framing), func(t *testing.T) {
+				w := ts.open(t, message(append(head, framing)...))
+				var sending sync.WaitGroup
+				defer sending.Wait()
+				sending.Go(func() { // it is refused before all is sent
+					var body io.Writer = w
+					if framing == "Transfer-Encoding: chunked" {
+						chunked := httputil.NewChunkedWriter(w)
+						defer func() {
+							_ = chunked.Close()
+							_, _ = io.WriteString(w, "\r\n")
+						}()
+						body = chunked
+					}
+					_, _ = io.WriteString(body, goodBody+strings.Repeat(" ", size-len(goodBody)))
+				})
+				if a := w.answer(t, "POST"); size <= 64<<10 {
+					ts.wantSession(t, a)
+					return
+				} else if ts.wantError(t, a, "413 request_too_large"); a.Header.Get("Connection") != "close" {
+					t.Errorf("Connection = %q, want close", a.Header.Get("Connection"))
+				}
+				w.wantClosed(t)
+				_ = w.Close()
+			})
+		}
+	}
+	w := ts.open(t, message(append(head, "Content-Length: 1073741824")...)) // and nothing of it
+	ts.wantError(t, w.answer(t, "POST"), "413 request_too_large")
+	w.wantClosed(t)
+	w = ts.open(t, message(append(head, "Content-Length: 100")...)+goodBody)
+	_ = w.CloseWrite()
+	ts.wantError(t, w.answer(t, "POST"), "400 bad_request")
+	w.wantClosed(t)
+}
+
+// A body that is not whole after 10 s gets 408.
+func TestSlowBody(t *testing.T) {
+	t.Parallel()
+	ts := newTestServer(t, nil)
+	stalled := ts.open(t, strings.TrimSuffix(goodRequest(t), "}"))
+	dribbled := ts.open(t, message("POST /auth/session HTTP/1.1", "Host: x", authorization(t), "Content-Length: 60000"))
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer dribbled.Close()
+	sending.Go(func() {
+		for err := error(nil); err == nil; time.Sleep(100 * time.Millisecond) {
+			_, err = io.WriteString(dribbled, " ")
+		}
+	})
+	for _, w := range []*wire{stalled, dribbled} {
+		a := w.answer(t, "POST")
+		if ts.wantError(t, a, "408 timeout"); a.Header.Get("Connection") != "close" {
+			t.Errorf("Connection = %q, want close", a.Header.Get("Connection"))
+		}
+		w.wantClosed(t)
+	}
+}
+
+// slowRedis returns variables for a Redis whose replies wait while gate is locked.
+func slowRedis(t testing.TB) (env map[string]string, gate *sync.RWMutex) {
+	t.Helper()
+	gate = &sync.RWMutex{}
+	proxy := redistest.StartProxy(t, redistest.Addr(t), func(client *net.TCPConn, reply []byte, came time.Time) {
+		gate.RLock()
+		defer gate.RUnlock()
+		redistest.Pass(client, reply, came)
+	})
+	return map[string]string{"REDIS_URL": "redis://" + proxy.Addr}, gate
+}
+
+// newSlowTestServer serves over a slow Redis, to which it has a connection.
+func newSlowTestServer(t testing.TB, env map[string]string) (*testServer, *sync.RWMutex) {
+	t.Helper()
+	all, gate := slowRedis(t)
+	maps.Copy(all, env)
+	ts := newTestServer(t, all)
+	ts.wantSession(t, ts.post(t, ts.token(t), goodBody))
+	return ts, gate
+}
+
+// net/http cancels the context of a caller that has closed its side, but the caller still reads.
+func TestHalfClose(t *testing.T) {
+	ts, gate := newSlowTestServer(t, nil)
+	for _, delay := range []time.Duration{0, 300 * time.Millisecond} {
+		gate.Lock()
+		w := ts.open(t, goodRequest(t))
+		if delay > 0 {
+			ts.waitInFlight(t, 1)
+		}
+		_ = w.CloseWrite()
+		time.AfterFunc(delay, gate.Unlock)
+		ts.wantSession(t, w.answer(t, "POST"))
+		w.wantClosed(t)
+	}
+}
+
+// The test counts the process's goroutines, so it is not parallel.
+func TestDisconnect(t *testing.T) {
+	ts, gate := newSlowTestServer(t, nil)
+	testkit.Client.CloseIdleConnections()
+	noneServes := func() bool {
+		stacks := make([]byte, 4<<20)
+		return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("net/http.(*conn).serve("))
+	}
+	testkit.WaitFor(t, 20*time.Second, "idle connections to close", noneServes)
+	gate.Lock()
+	for n := range 10 {
+		w := ts.open(t, goodRequest(t))
+		ts.waitInFlight(t, n+1)
+		_ = w.SetLinger(0) // a reset, not half a close
+		_ = w.Close()
+	}
+	gate.Unlock()
+	ts.waitInFlight(t, 0)
+	testkit.WaitFor(t, 20*time.Second, "the connections' goroutines to end", noneServes)
+	if text := ts.log.String(); strings.Contains(text, "panic") || strings.Count(text, `"msg":"request"`) != 11 {
+		t.Errorf("log = %s, want 11 requests and no panic", text)
+	}
 }
 
 // One client holds at most three quarters of MAX_IN_FLIGHT. A place is taken when the body is there.
 func TestMaxInFlight(t *testing.T) {
 	ts, gate := newSlowTestServer(t, map[string]string{"MAX_IN_FLIGHT": "4"})
-	token, other := ts.token(t), ts.tokenOf(t, "other")
-	slow := ts.dial(t) // has no place
-	slow.send(t, message("POST /auth/session HTTP/1.1", "Host: x", ts.authorization(t), goodLength)+goodBody[:1])
+	token, other := ts.token(t), tokenOf(t, "other")
+	slow := ts.open(t, strings.TrimSuffix(goodRequest(t), "}")) // holds no place
 	gate.Lock()
 	answers := make(chan testkit.Answer)
-	for n := range 3 {
+	for n, token := range []string{token, token, token, other} {
 		go func() { answers <- ts.post(t, token, goodBody) }()
-		ts.waitBusy(t, n+1)
-	}
-	start := time.Now()
-	const own, all = "too many of this client's requests are in work", "too many requests are in work"
-	wantFull := func(token, body, message string) {
-		t.Helper()
-		e := ts.post(t, token, body).WantError(t, 503, "unavailable")
-		if e.Message != message {
-			t.Errorf("message = %q, want %q", e.Message, message)
+		ts.waitInFlight(t, n+1)
+		if n == 2 {
+			e := ts.post(t, token, "{").WantError(t, 503, "unavailable") // before the fields
+			if !strings.Contains(e.Message, "of this client") {
+				t.Errorf("message = %q, want it to name the client's share", e.Message)
+			}
 		}
 	}
-	wantFull(token, goodBody, own)
-	wantFull(token, "{", own) // before the fields
-	go func() { answers <- ts.post(t, other, goodBody) }()
-	ts.waitBusy(t, 4)
-	wantFull(other, goodBody, all)
-	wantFull(token, goodBody, all)
-	// What is checked before it is refused for itself, and health does not count.
-	ts.do(t, "GET", "/auth/session", nil, nil).WantError(t, 405, "method_not_allowed")
-	ts.post(t, "x", goodBody).WantError(t, 401, "unauthorized")
-	h := http.Header{"Authorization": {"Bearer " + token}, "Content-Type": {"text/plain"}}
-	ts.do(t, "POST", "/auth/session", h, strings.NewReader(goodBody)).WantError(t, 415, "unsupported_media_type")
-	if a := ts.do(t, "GET", "/livez", nil, nil); a.Status != 200 {
-		t.Errorf("GET /livez = %d, want 200", a.Status)
+	// Records are in Redis before their answers, so refusals are checked without the keys.
+	if e := ts.post(t, other, "{").WantError(t, 503, "unavailable"); !strings.HasPrefix(e.Message, "too many requests") {
+		t.Errorf("message = %q, want it to name all requests", e.Message)
 	}
-	slow.send(t, goodBody[1:])
+	ts.post(t, "x", goodBody).WantError(t, 401, "unauthorized") // needs no place
+	_, _ = io.WriteString(slow, "}")
 	slow.answer(t, "POST").WantError(t, 503, "unavailable")
-	if took := time.Since(start); took > bodyTimeout/2 {
-		t.Errorf("refused after %s", took)
-	}
 	gate.Unlock()
 	for range 4 {
 		ts.wantSession(t, <-answers)
 	}
 	ts.wantSession(t, ts.post(t, token, goodBody))
+	ts.wantKeys(t)
 }
 
-// Larger bodies need a place while they are read, of which one client has three quarters too. Small ones need none.
-func TestReadingPlaces(t *testing.T) {
-	ts := newTestServer(t, map[string]string{"MAX_IN_FLIGHT": "4"})
-	token, other := ts.token(t), ts.tokenOf(t, "other")
-	begin := func(token, length string) *wire {
-		w := ts.dial(t)
-		w.send(t, message("POST /auth/session HTTP/1.1", "Host: x", "Authorization: Bearer "+token, length))
-		return w
+// The challenges are spelled out: callers match on their text.
+const (
+	noToken      = `Bearer`
+	invalidToken = `Bearer error="invalid_token"`
+	lacksScope   = `Bearer error="insufficient_scope", scope="api:user.write"`
+)
+
+// wantChallenge checks what a credential gets: a session, or 401 or 403 with the challenge. The log says why, the
+// answer does not.
+func (ts *testServer) wantChallenge(t testing.TB, a testkit.Answer, challenge, cause string) (r sessionRecord) {
+	t.Helper()
+	if got := strings.Join(a.Header.Values("Www-Authenticate"), " | "); got != challenge {
+		t.Errorf("WWW-Authenticate = %q, want %q", got, challenge)
 	}
-	large, chunked := fmt.Sprintf("Content-Length: %d", smallBody+1), "Transfer-Encoding: chunked"
-	for i, length := range []string{large, chunked, large} {
-		begin(token, length)
-		testkit.WaitFor(t, 5*time.Second, "a place to be taken", func() bool { return ts.reading.InUse() == i+1 })
+	if challenge == "" {
+		return ts.wantSession(t, a)
 	}
-	for _, length := range []string{large, chunked} {
-		begin(token, length).answer(t, "POST").WantError(t, 503, "unavailable")
+	want, message := "401 unauthorized", "send a valid bearer token in the Authorization header"
+	if challenge == lacksScope {
+		want, message = "403 forbidden", "the access token needs the scope api:user.write"
 	}
-	padded := goodBody + strings.Repeat(" ", smallBody)
-	ts.wantSession(t, ts.post(t, token, padded[:smallBody]))
-	ts.wantSession(t, ts.post(t, other, padded))
+	e, line := ts.wantError(t, a, want)
+	if got, _ := line["cause"].(string); e.Message != message || !strings.Contains(got, cause) {
+		t.Errorf("message = %q, logged cause = %q, want %q and %q", e.Message, got, message, cause)
+	}
+	return r
 }
 
-// net/http cancels the request of a caller that closes its side. It has asked, and reads.
-func TestHalfClose(t *testing.T) {
-	ts, gate := newSlowTestServer(t, nil)
-	request := ts.goodRequest(t)
-	t.Run("fast", func(t *testing.T) {
-		w := ts.dial(t)
-		w.send(t, request)
-		_ = w.CloseWrite()
-		ts.wantSession(t, w.answer(t, "POST"))
-		w.wantClosed(t)
-	})
-	t.Run("Redis answers after 300 ms", func(t *testing.T) {
-		gate.Lock()
-		w := ts.dial(t)
-		w.send(t, request)
-		ts.waitBusy(t, 1)
-		_ = w.CloseWrite()
-		time.AfterFunc(300*time.Millisecond, gate.Unlock)
-		ts.wantSession(t, w.answer(t, "POST"))
-		w.wantClosed(t)
-	})
-}
-
-// Not parallel: it counts the process's goroutines.
-func TestDisconnect(t *testing.T) {
-	ts, gate := newSlowTestServer(t, nil)
-	testkit.Client.CloseIdleConnections()
-	serving := func() int {
-		stacks := make([]byte, 4<<20)
-		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "net/http.(*conn).serve(")
-	}
-	testkit.WaitFor(t, 5*time.Second, "idle connections to close", func() bool { return serving() == 0 })
-	gate.Lock()
-	const callers = 10
-	for i := range callers {
-		w := ts.dial(t)
-		w.send(t, ts.goodRequest(t))
-		ts.waitBusy(t, i+1)
-		_ = w.SetLinger(0) // a reset, not half a close
-		_ = w.Close()
-	}
-	gate.Unlock()
-	ts.waitBusy(t, 0)
-	testkit.WaitFor(t, 5*time.Second, "the connections' goroutines to end", func() bool { return serving() == 0 })
-	if text := ts.log.String(); strings.Contains(text, "panic") || strings.Count(text, `"msg":"request"`) != callers+1 {
-		t.Errorf("log = %s, want %d requests and no panic", text, callers+1)
-	}
-	ts.wantSession(t, ts.post(t, ts.token(t), goodBody))
-}
-
-// No refusal quotes the request: not in its body, not in its headers.
-func TestNothingEchoed(t *testing.T) {
+func TestAuthorization(t *testing.T) {
 	ts := newTestServer(t, nil)
-	good := "Bearer " + ts.token(t)
-	const mark = "MaRk7"
-	tests := []struct{ method, path, authorization, contentType, body string }{
-		{"POST", "/" + mark, good, "", ""},
-		{mark, "/auth/session?" + mark, good, "", ""},
-		{"POST", "/auth/session", mark, "", goodBody},
-		{"POST", "/auth/session", "Bearer " + mark, "", goodBody},
-		{"POST", "/auth/session", "Bearer " + mark + ".b.c", "", goodBody},
-		{"POST", "/auth/session", good, "text/" + mark, goodBody},
-		{"POST", "/auth/session", good, "", mark},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":` + mark},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":1,"` + mark + `":2}`},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":{"` + mark + `":1,"` + mark + `":2}}`},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":"\ud800"}`},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":` + strings.Repeat(`{"`+mark+`":`, 1000)},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":"` + mark + `"}`},
-		{"POST", "/auth/session", good, "", `{"` + mark + `":"` + mark + `","end_user_id":"` + mark + ` ",` +
-			`"institution_id":"` + mark + `\n","redirect_uri":"` + mark + `","cancel_uri":"http://` + mark + `.example/"}`},
-		{"POST", "/auth/session", good, "", `{"end_user_id":["` + mark + `"],"institution_id":{"` + mark + `":1},` +
-			`"redirect_uri":"https://` + mark + `@x/","cancel_uri":"` + mark + `:x"}`},
-		{"POST", "/auth/session", good, "", `{"end_user_id":"` + strings.Repeat(mark, 100) + `",` +
-			`"cancel_uri":"https://a.example/` + mark + `#` + mark + `"}`},
-		{"POST", "/auth/session", good, "", strings.Repeat(mark, 20_000)},
-	}
-	for _, test := range tests {
-		h := http.Header{"Authorization": {test.authorization}, "Content-Type": {test.contentType},
-			"X-Request-Id": {mark + "!"}, "Origin": {mark}, "Cookie": {mark}}
-		a := ts.do(t, test.method, test.path, h, strings.NewReader(test.body))
-		text := strings.ToLower(fmt.Sprintf("%v %s", a.Header, a.Body))
-		if a.Status < 400 || strings.Contains(text, strings.ToLower(mark)) {
-			t.Errorf("%s %s %.100s = %d %s, want a refusal without %s",
-				test.method, test.path, test.body, a.Status, text, mark)
+	good := ts.token(t)
+	bad := good[:len(good)-8] + "AAAAAAAA"
+	const none, malformed = "no bearer token", "not a compact JWT"
+	for _, group := range []struct {
+		challenge, cause string
+		headers          []string // the lines of one request each
+	}{
+		{challenge: noToken, cause: none, headers: []string{
+			"X-Other: 1", "Authorization:", "Authorization:  \t ", "Authorization: Bearer", "Authorization: Bearer ",
+			"Authorization: Bearer\t", "Authorization: Basic dTpw", "Authorization: Basic " + good,
+			"Authorization: Token " + good, `Authorization: Digest username="u", response="x"`,
+			"Authorization: DPoP " + good, "Authorization: " + good, "Authorization: Bearer" + good,
+			"Authorization: Bearer: " + good, "Proxy-Authorization: Bearer " + good + "\r\nX-Authorization: Bearer " + good,
+			"Cookie: access_token=" + good + "; Authorization=Bearer " + good, "Authorization: " + mark}},
+		{headers: []string{
+			"Authorization: Bearer " + good, "Authorization: bearer " + good, "AUTHORIZATION: BEARER " + good,
+			"authorization: bEaReR " + good, "Authorization: \t Bearer " + good + " \t"}},
+		{challenge: invalidToken, headers: []string{
+			"Authorization: Bearer\t" + good, "Authorization: Bearer\t " + good, "Authorization: Bearer \t" + good}},
+		{challenge: invalidToken, cause: malformed, headers: []string{
+			"Authorization: Bearer " + good + ", Bearer " + good, `Authorization: Bearer "` + good + `"`,
+			"Authorization: Bearer " + good + ";q=1", "Authorization: Bearer " + good[:9] + " " + good[9:],
+			"Authorization: Bearer \xff", "Authorization: Bearer " + good + "\xe9", "Authorization: Bearer é" + good,
+			"Authorization: Bearer " + strings.Repeat(".", 8000), "Authorization: Bearer ..x.." + mark}},
+	} {
+		for _, header := range group.headers {
+			t.Run(fmt.Sprintf("%.60q", header), func(t *testing.T) {
+				a := ts.exchange(t, message("POST /auth/session HTTP/1.1", "Host: x", goodLength, header)+goodBody)
+				ts.wantChallenge(t, a, group.challenge, group.cause)
+			})
 		}
 	}
-	ts.wantSessions(t, 0)
+	for _, two := range [][2]string{{"Bearer " + good, "Bearer " + bad}, {"Bearer " + bad, "Bearer " + good},
+		{"Bearer " + good, "Bearer " + good}, {"", "Bearer " + good}, {"Basic dTpw", "Bearer " + good}} {
+		h := http.Header{"Authorization": two[:]}
+		ts.wantError(t, ts.do(t, "POST", sessionPath, h, goodBody), "400 bad_request")
+	}
+	query, form := "?access_token="+good, http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	ts.wantChallenge(t, ts.do(t, "POST", sessionPath+query, nil, goodBody), noToken, none)
+	ts.wantChallenge(t, ts.do(t, "POST", sessionPath, form, query[1:]), noToken, none)
+	h := http.Header{"Authorization": {"Bearer " + good}}
+	ts.wantSession(t, ts.do(t, "POST", sessionPath+"?access_token=another.inTheQuery", h, goodBody))
+	for _, part := range append(strings.Split(good, "."), "inTheQuery") {
+		if ts.log.Has(part) {
+			t.Errorf("the log has %q of a token or query", part)
+		}
+	}
+}
+
+// longToken is a good token of n bytes, or up to 3 fewer, because base64 has no part of every length.
+func longToken(t testing.TB, n int) string {
+	t.Helper()
+	pad := func(size int) string { return signed(t, map[string]any{"pad": strings.Repeat("x", size)}) }
+	return pad((n - len(pad(0))) / 4 * 3)
+}
+
+// internal/bearer's tests have the tokens; here is what comes of each kind of outcome.
+func TestToken(t *testing.T) {
+	plain := newTestServer(t, nil)
+	typed := newTestServer(t, map[string]string{"JWT_TYP": "at+jwt"})
+	configured := newTestServer(t, map[string]string{"JWT_ISSUER": "https://a.example/", "JWT_AUDIENCE": "ours",
+		"JWT_ALGORITHMS": "ES256", "JWT_MAX_LIFETIME": "10m", "JWT_CLIENT_CLAIM": "org_id, sub"})
+	with := func(name string, value any) string { return signed(t, map[string]any{name: value}) }
+	forConfigured := func(name string, value any) string {
+		claims := map[string]any{"iss": "https://a.example/", "aud": []string{"x", "ours"}, "org_id": "org_1",
+			"exp": time.Now().Unix() + 300}
+		claims[name] = value
+		return signed(t, claims)
+	}
+	by := func(key keytool.Key) string { return testkit.Sign(t, key, testkit.Claims()) }
+	der := []byte("a certificate")
+	sum := sha256.Sum256(der)
+	bound := with("cnf", map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(sum[:])})
+	gateway := newTestServer(t, map[string]string{"CLIENT_CERT_HEADER": "client-cert"})
+	own := http.Header{"Client-Cert": {":" + base64.StdEncoding.EncodeToString(der) + ":"}}
+	options := (&jose.SignerOptions{}).WithType("JWT").WithHeader("kid", "ec")
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: testkit.EC().Private}, options)
+	testkit.Must(t, err)
+	typJWT, err := jwt.Signed(signer).Claims(testkit.Claims()).Serialize()
+	testkit.Must(t, err)
+	for _, test := range []struct {
+		ts               *testServer
+		name, token      string
+		header           http.Header
+		challenge, cause string // "": a session
+		client           string // of the session
+	}{
+		{ts: plain, name: "RSA", token: by(testkit.RSA()), client: "acme"},
+		{ts: plain, name: "EC", token: by(testkit.EC()), client: "acme"},
+		{ts: plain, name: "Ed25519", token: by(testkit.Ed()), client: "acme"},
+		{ts: plain, name: "8 KiB", token: longToken(t, 8192), client: "acme"},
+		{ts: plain, name: "unknown key", token: by(testkit.NewKey(t, "x", jose.ES256)), challenge: invalidToken,
+			cause: "no key of the set"},
+		{ts: plain, name: "forged", token: by(testkit.NewKey(t, "ec", jose.ES256)), challenge: invalidToken,
+			cause: "bad signature"},
+		{ts: plain, name: "expired", token: with("exp", 1), challenge: invalidToken, cause: "expired"},
+		{ts: plain, name: "no client", token: with("client_id", nil), challenge: invalidToken, cause: "no client"},
+		{ts: plain, name: "no scope", token: with("scope", nil), challenge: lacksScope},
+		{ts: plain, name: "bound", token: with("cnf", map[string]any{"jkt": "x"}), challenge: invalidToken, cause: "cnf"},
+		{ts: plain, name: "no header set", token: bound, header: own, challenge: invalidToken, cause: "bound"},
+		{ts: gateway, name: "own certificate", token: bound, header: own, client: "acme"},
+		{ts: gateway, name: "no certificate", token: bound, challenge: invalidToken, cause: "bound"},
+		{ts: typed, name: "type", token: typJWT, challenge: invalidToken, cause: "typ"},
+		{ts: plain, name: "type JWT", token: typJWT, client: "acme"},
+		{ts: configured, name: "configured", token: forConfigured("jti", "x"), client: "org_1"},
+		{ts: configured, name: "issuer", token: forConfigured("iss", "x"), challenge: invalidToken, cause: "iss"},
+		{ts: configured, name: "audience", token: forConfigured("aud", "x"), challenge: invalidToken, cause: "aud"},
+		{ts: configured, name: "algorithm", token: by(testkit.RSA()), challenge: invalidToken, cause: "algorithm"},
+		{ts: configured, name: "lifetime", token: forConfigured("exp", time.Now().Unix()+3600), challenge: invalidToken,
+			cause: "JWT_MAX_LIFETIME"},
+		{ts: configured, name: "odd client", token: forConfigured("org_id", "Ü\u0001\u2028\""), client: "Ü\u0001\u2028\""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := http.Header{"Authorization": {"Bearer " + test.token}}
+			maps.Copy(h, test.header)
+			for range 2 { // the second may be cached
+				a := test.ts.do(t, "POST", sessionPath, h, goodBody)
+				if r := test.ts.wantChallenge(t, a, test.challenge, test.cause); r.ClientID != test.client {
+					t.Errorf("client_id of the record = %q, want %q", r.ClientID, test.client)
+				}
+			}
+		})
+	}
+}
+
+func TestMediaType(t *testing.T) {
+	ts := newTestServer(t, nil)
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	_, _ = z.Write(append([]byte(goodBody), bytes.Repeat([]byte(" "), 16<<20)...))
+	_ = z.Close()
+	const asJSON = "application/json"
+	for _, group := range []struct {
+		status           int
+		types, encodings [][]string // of a request each, beside no encoding and JSON
+	}{
+		{status: 200, encodings: [][]string{{"identity"}, {"Identity"}}, types: [][]string{
+			nil, {asJSON}, {asJSON + "; charset=utf-8"}, {asJSON + "; charset=UTF-8"}, {asJSON + `;charset="utf-8"`},
+			{"Application/JSON ; Charset=Utf-8"}, {asJSON + "; profile=x; version=2"}}},
+		{status: 415, types: [][]string{
+			{"application/x-www-form-urlencoded"}, {"application/vnd.api+json"}, {"application/*"}, {"*/*"}, {"text/json"},
+			{"text/" + mark}, {"application/jsonp"}, {"application"}, {"text/plain; application/json"},
+			{"application/json, text/plain"}, {"text/plain", asJSON}, {asJSON, "text/plain"}, {"application/jſon"}},
+			encodings: [][]string{{"gzip"}, {"deflate"}, {"br"}, {"İdentity"}, {"identity, gzip"}, {"identity", "gzip"}}},
+	} {
+		want := func(types, encodings []string, body, says string) {
+			t.Helper()
+			h := http.Header{"Authorization": {"Bearer " + ts.token(t)}, "Content-Type": types, "Content-Encoding": encodings}
+			if a := ts.do(t, "POST", sessionPath, h, body); group.status == 200 {
+				ts.wantSession(t, a)
+			} else if e, _ := ts.wantError(t, a, "415 unsupported_media_type"); !strings.Contains(e.Message, says) {
+				t.Errorf("message to %q, %q = %q, want %q in it", types, encodings, e.Message, says)
+			}
+		}
+		for _, types := range group.types {
+			want(types, nil, goodBody, "Content-Type: application/json")
+		}
+		for _, encodings := range group.encodings {
+			want([]string{asJSON}, encodings, goodBody, "Content-Encoding")
+		}
+	}
+	ts.wantError(t, ts.post(t, ts.token(t), bomb.String()), "400 bad_request") // is not inflated
+	h := http.Header{"Authorization": {"Bearer " + ts.token(t)}, "Content-Encoding": {"gzip"}}
+	ts.wantError(t, ts.do(t, "POST", sessionPath, h, bomb.String()), "415 unsupported_media_type")
+}
+
+// clientsFile returns the path of a CLIENTS_FILE.
+func clientsFile(t testing.TB, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "clients.json")
+	replaceFile(t, file, text)
+	return file
+}
+
+func replaceFile(t testing.TB, file, text string) {
+	t.Helper()
+	testkit.Must(t, os.WriteFile(file+".new", []byte(text), 0o600))
+	testkit.Must(t, os.Rename(file+".new", file))
+}
+
+func TestClient(t *testing.T) {
+	ts := newTestServer(t, map[string]string{"CLIENTS_FILE": clientsFile(t, `{"clients": {
+		"acme": {"redirect_uris": ["https://acme.com/cb", "http://127.0.0.1/cb", "com.acme.app:/done"],
+			"institution_ids": ["10"], "permissions": ["accounts", "balances"], "session_ttl": "2h"},
+		"none": {"redirect_uris": [], "institution_ids": [], "permissions": []},
+		"all": {}}}`)})
+	const institutionError, permissions = "400 invalid_institution_id", "permissions must all be this client's"
+	const institution, redirect = "institution_id is not one of this client's", "redirect_uri is not one of this client's"
+	const cancel = "cancel_uri is not one of this client's"
+	for _, test := range []struct {
+		client, members string   // after end_user_id
+		permissions     []string // of the record; nil: none
+		want, message   string   // "": a session
+	}{
+		{client: "acme", permissions: []string{"accounts", "balances"}},
+		{client: "acme", members: `,"institution_id":"10","redirect_uri":"https://acme.com/cb?state=1"`,
+			permissions: []string{"accounts", "balances"}},
+		{client: "acme", members: `,"redirect_uri":"http://127.0.0.1:49152/cb","cancel_uri":"com.acme.app:/done"`,
+			permissions: []string{"accounts", "balances"}},
+		{client: "acme", members: `,"permissions":["balances"]`, permissions: []string{"balances"}},
+		{client: "none", permissions: []string{}},
+		{client: "all", members: `,"institution_id":"11","redirect_uri":"https://any.com/"`},
+		{client: "all", members: `,"permissions":["x"]`, permissions: []string{"x"}},
+
+		{client: "acme", members: `,"redirect_uri":"https://acme.com/cb/"`, want: "400 bad_request", message: redirect},
+		{client: "acme", members: `,"cancel_uri":"https://` + mark + `.com/"`, want: "400 bad_request", message: cancel},
+		{client: "acme", members: `,"institution_id":"11"`, want: institutionError, message: institution},
+		{client: "acme", members: `,"permissions":["accounts","x"]`, want: "400 bad_request", message: permissions},
+		{client: "acme", members: `,"cancel_uri":"https://e.com","redirect_uri":"https://e.com","institution_id":"1",` +
+			`"permissions":["p"]`, want: institutionError,
+			message: institution + "; " + redirect + "; " + cancel + "; " + permissions},
+		{client: "acme", members: `,"institution_id":"11","redirect_uri":"x"`, want: "400 bad_request",
+			message: "redirect_uri must be an absolute URI"}, // fields come before the client's rules
+		{client: "none", members: `,"permissions":["a"]`, want: "400 bad_request", message: permissions},
+		{client: "other", want: "403 forbidden", message: "this client may not create sessions"},
+	} {
+		t.Run(test.client+test.members, func(t *testing.T) {
+			a := ts.post(t, tokenOf(t, test.client), `{"end_user_id":"eu_1"`+test.members+`}`)
+			if test.want != "" {
+				e, line := ts.wantError(t, a, test.want)
+				if e.Message != test.message || a.Header["Www-Authenticate"] != nil || line["client_id"] != test.client {
+					t.Errorf("%v, message = %q, log line %v, want %q for %s and no challenge",
+						a.Header, e.Message, line, test.message, test.client)
+				}
+				return
+			}
+			ttl := map[string]int64{"acme": 7200, "none": 1800, "all": 1800}[test.client]
+			r := ts.wantSession(t, a)
+			if r.ExpiresAt-r.CreatedAt != ttl || r.ClientID != test.client ||
+				!reflect.DeepEqual(r.Permissions, test.permissions) {
+				t.Errorf("record = %+v, want a lifetime of %d s and permissions %q", r, ttl, test.permissions)
+			}
+		})
+	}
+}
+
+// A sixth of a minute's sessions may be made at once, then each when its time has come.
+func TestClientRate(t *testing.T) {
+	var ahead atomic.Int64 // seconds
+	start := time.Now()
+	file := clientsFile(t, `{"clients": {"acme": {"sessions_per_minute": 60}, "slow": {"sessions_per_minute": 1},
+		"free": {}, "*": {"sessions_per_minute": 6}}}`)
+	ts := newTestServer(t, map[string]string{"CLIENTS_FILE": file},
+		withClock(func() time.Time { return start.Add(time.Duration(ahead.Load()) * time.Second) }))
+	for _, test := range []struct {
+		client   string
+		after    int64 // seconds since the row before
+		sessions int
+		retry    string // seconds; "": no limit is met
+	}{
+		{client: "acme", sessions: 10, retry: "1"},
+		{client: "slow", sessions: 1, retry: "60"},
+		{client: "other", sessions: 1, retry: "10"},
+		{client: "another", sessions: 1, retry: "10"}, // has a rate of its own
+		{client: "free", sessions: 20},
+		{client: "acme", after: 1, sessions: 1, retry: "1"}, // the refusal took nothing
+	} {
+		ahead.Add(test.after)
+		for range test.sessions {
+			ts.wantSession(t, ts.post(t, tokenOf(t, test.client), goodBody))
+		}
+		if test.retry != "" {
+			a := ts.post(t, tokenOf(t, test.client), goodBody)
+			if ts.wantError(t, a, "429 too_many_requests"); a.Header.Get("Retry-After") != test.retry {
+				t.Errorf("Retry-After of %s = %q, want %s", test.client, a.Header.Get("Retry-After"), test.retry)
+			}
+		}
+	}
+}
+
+func TestRequestLog(t *testing.T) {
+	ts := newTestServer(t, map[string]string{"TRUSTED_PROXIES": "127.0.0.0/8"})
+	untrusting := newTestServer(t, nil)
+	const target = "/auth/session?access_token=SECRET-query"
+	good := `{"end_user_id":"SECRET-user","redirect_uri":"https://a.example/?SECRET-r","x":"SECRET-x"}`
+	long := strings.Repeat("c", 60)
+	const always = "duration_us level method msg remote_ip request_id route status time trace_id"
+	operate, err := os.ReadFile("docs/operate.md")
+	testkit.Must(t, err)
+	for _, test := range []struct {
+		name, target, token, body string
+		members                   string // beside always
+		want                      map[string]any
+	}{
+		{name: "created", target: target, token: signed(t, map[string]any{"jti": "t-1\u202e\x00"}), body: good,
+			members: "client_id jti kid session unknown_members",
+			want:    map[string]any{"status": 200.0, "route": "/auth/session", "jti": `t-1\u202e\x00`, "kid": "ec"}},
+		{name: "created under v1", target: "/v1" + target, token: tokenOf(t, long+"\u009b2J\u202e"), body: goodBody,
+			members: "client_id kid session", want: map[string]any{"route": "/v1/auth/session", "client_id": long + `\u009b2J`}},
+		{name: "bad field", target: target, token: ts.token(t), body: strings.Replace(good, "https:", "httpx:", 1),
+			members: "client_id kid unknown_members error error_id cause", want: map[string]any{"client_id": "acme"}},
+		{name: "no scope", target: target, token: signed(t, map[string]any{"scope": "", "jti": long + long}), body: good,
+			members: "client_id jti kid error error_id cause", want: map[string]any{"jti": long + "cccc"}},
+		{name: "bad token", target: target, token: "SECRET.b.c", body: good, members: "error error_id cause",
+			want: map[string]any{"status": 401.0, "route": "/auth/session"}},
+		{name: "no route", target: "/SECRET" + target, token: ts.token(t), body: good, members: "error error_id cause",
+			want: map[string]any{"status": 404.0, "route": "none"}},
+	} {
+		h := http.Header{"Authorization": {"Bearer " + test.token}, "X-Forwarded-For": {"10.1.1.1, 192.0.2.7"},
+			"True-Client-Ip": {"203.0.113.7"}, "X-Real-Ip": {"203.0.113.7"}, "Forwarded": {"for=203.0.113.7"},
+			"Cookie": {"SECRET-cookie"}, "User-Agent": {"SECRET-agent"},
+			"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}}
+		a := ts.do(t, "POST", test.target, h, test.body)
+		line := ts.logged(t, a)
+		got, want := slices.Sorted(maps.Keys(line)), strings.Fields(always+" "+test.members)
+		if slices.Sort(want); !slices.Equal(got, want) {
+			t.Errorf("%s: log line has %q, want %q", test.name, got, want)
+		}
+		maps.Copy(test.want, map[string]any{"msg": "request", "method": "POST", "level": "INFO", "remote_ip": "192.0.2.7",
+			"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"})
+		if a.Status == 200 {
+			s, _ := ts.record(t, a)
+			if test.want["session"] = s.ID; ts.log.Has(s.SessionID) {
+				t.Error("the log has the session_id")
+			}
+		}
+		for name := range line {
+			if want, ok := test.want[name]; ok && line[name] != want {
+				t.Errorf("%s: %s = %v, want %v", test.name, name, line[name], want)
+			}
+			if !bytes.Contains(operate, []byte("`"+name+"`")) {
+				t.Errorf("docs/operate.md does not have the log field %s", name)
+			}
+		}
+	}
+	// A peer that is no trusted proxy vouches for no address, and a broken traceparent is no trace.
+	h := http.Header{"X-Forwarded-For": {"192.0.2.7"}, "True-Client-Ip": {"192.0.2.7"}, "Traceparent": {"x"}}
+	line := untrusting.logged(t, untrusting.do(t, "GET", "/livez", h, ""))
+	if line["remote_ip"] != "127.0.0.1" || line["trace_id"] != nil {
+		t.Errorf("log line = %v, want 127.0.0.1 as remote_ip and no trace_id", line)
+	}
+	for _, secret := range []string{"SECRET", strings.Split(ts.token(t), ".")[0], "203.0.113.7", "eu_1"} {
+		if ts.log.Has(secret) {
+			t.Errorf("the log has %q: %s", secret, ts.log)
+		}
+	}
+}
+
+func TestRequestID(t *testing.T) {
+	ts := newTestServer(t, nil)
+	long := strings.Repeat("x", 64)
+	seen := map[string]bool{}
+	for id, keep := range map[string]bool{
+		"a": true, "0123-abc_DEF.9": true, long: true, "": false, long + "x": false, "a b": false, "a/b": false,
+		"a,b": false, `a"b`: false, "a:b": false, "é": false, "a\tb": false, "{}": false,
+	} {
+		got := ts.do(t, "GET", "/livez", http.Header{"X-Request-Id": {id}}, "").Header["X-Request-Id"]
+		if len(got) != 1 || (got[0] == id) != keep || seen[got[0]] || !keep && len(got[0]) < 16 {
+			t.Errorf("X-Request-Id of %q = %q, want it kept: %t", id, got, keep)
+		}
+		seen[got[0]] = true
+	}
 }

@@ -4,19 +4,19 @@
 // Usage:
 //
 //	authsession              serve, set up by environment variables (-h lists them)
-//	authsession -dev         serve with nothing set up: an embedded Redis, a throw-away key, a sandbox consent page
+//	authsession -dev         serve with nothing set up: an embedded Redis, a key for this run, a sandbox consent page
 //	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
-//	authsession jwks         print the key set of such keys, or of public ones
-//	authsession token        print a token by such a key
+//	authsession jwks         print the key set of existing private or public keys
+//	authsession token        print a token signed by such a key
 //	authsession -version     print the version
 //
-// The way of a request: server.go has the routes and what every answer has in common; handlers.go checks the request,
-// its token by internal/bearer and its body by session.go, which makes the record; store.go writes the record by
-// internal/groupcommit; errors.go has the refusals.
+// A request passes handlers.go, which has the routes and the order of all checks; session.go, which parses the body
+// and makes the record; and store.go, which writes it to Redis. errors.go has all error answers.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -24,23 +24,24 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"authsession/internal/accesslog"
 	"authsession/internal/bearer"
 	"authsession/internal/clients"
+	"authsession/internal/config"
+	"authsession/internal/dev"
 	"authsession/internal/keytool"
-	"authsession/internal/linelog"
-	"authsession/internal/listener"
-	"authsession/internal/redisurl"
-
-	"golang.org/x/time/rate"
+	"authsession/internal/metrics"
+	"authsession/internal/redisconn"
 )
 
 func main() {
@@ -48,56 +49,53 @@ func main() {
 		debug.SetGCPercent(400) // the live heap is a few MB: collect it less often
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(256 << 20) // and oftener where thousands of connections make it larger
+		debug.SetMemoryLimit(256 << 20) // and more often where thousands of connections make it larger
 	}
-	signal.Ignore(syscall.SIGPIPE) // a reader of the log that goes away: what is written then is lost, and counted
+	signal.Ignore(syscall.SIGPIPE) // keep running if the log's pipe closes; lost lines are counted
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
-	if err == nil || errors.Is(err, flag.ErrHelp) {
-		return
+	stderr := accesslog.NewWriter(os.Stderr)
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, stderr)
+	failed := err != nil && !errors.Is(err, flag.ErrHelp)
+	if failed && err != errLogged {
+		fmt.Fprintln(stderr, "authsession:", err)
 	}
-	if len(os.Args) > 1 { // somebody has typed them
-		fmt.Fprintln(os.Stderr, "authsession:", err)
-	} else {
-		slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("authsession failed", "cause", err.Error())
+	if stderr.Flush(time.Second); failed {
+		os.Exit(1)
 	}
-	os.Exit(1)
 }
 
-const usage = `Without arguments authsession serves, set up by the environment variables below.
+const usage = `Without arguments authsession serves, set up by the environment variables below. Its commands:
 
-  healthcheck
-    	ask the running service's /readyz; exit status 0 or 1
-  keygen
-    	write a private key to a file, print its key set (more: authsession keygen -h)
-  jwks a.pem b.pem …
-    	print the key set of such keys, or of public ones
-  token
-    	print a token by such a key (more: authsession token -h)`
+  healthcheck       ask the running service's /readyz; exit status 0 or 1
+  keygen            write a private key to a file, print its key set (more: authsession keygen -h)
+  jwks a.pem b.pem  print the key set of existing private or public keys
+  token             print a token signed by such a key (more: authsession token -h)
+`
 
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer,
+	stderr *accesslog.Writer) error {
 	flags := flag.NewFlagSet("authsession", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	version := flags.Bool("version", false, "print the version")
-	dev := flags.Bool("dev", false,
-		"serve with nothing set up: an embedded Redis, a throw-away key, a sandbox consent page")
+	isDev := flags.Bool("dev", false,
+		"serve with nothing set up: an embedded Redis, a key for this run, a sandbox consent page")
 	flags.Usage = func() {
-		fmt.Fprintln(stderr, usage)
+		fmt.Fprint(stderr, usage)
 		flags.PrintDefaults()
-		fmt.Fprint(stderr, "\nThe environment variables; one that is empty is not set:\n\n")
-		printVariables(stderr)
+		fmt.Fprint(stderr, "\nThe environment variables; an empty one is not set:\n\n")
+		config.PrintVariables(stderr)
 	}
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	switch {
 	case *version:
-		_, err := fmt.Fprintln(stdout, versionText(build()))
+		_, err := fmt.Fprintln(stdout, "authsession", buildVersion(), runtime.Version())
 		return err
 	case flags.NArg() == 1 && flags.Arg(0) == "healthcheck":
-		cfg, _ := loadConfig(getenv) // only ADDR and STORE_TIMEOUT are needed
-		return healthcheck(cfg.addr, cfg.storeTimeout+2*time.Second)
+		cfg, _ := config.Load(getenv) // only ADDR and STORE_TIMEOUT are needed
+		return healthcheck(cfg.Addr, cfg.StoreTimeout+2*time.Second)
 	case flags.Arg(0) == "keygen":
 		return keytool.Keygen(flags.Args()[1:], stdout, stderr)
 	case flags.Arg(0) == "jwks":
@@ -106,146 +104,235 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return keytool.Token(flags.Args()[1:], stdout, stderr)
 	case flags.NArg() > 0:
 		return errors.New("the arguments may be one of: healthcheck, keygen, jwks, token, -dev, -version")
-	case *dev:
-		d, err := startDev(getenv, stdout, stderr)
-		defer d.stop()
+	case *isDev:
+		d, err := dev.Start(getenv, stdout, stderr)
+		defer d.Stop()
 		if err != nil {
 			return err
 		}
-		return serve(ctx, d.config, stderr, d.listening)
+		return serve(ctx, d.Config, stderr, d.Wrap)
 	}
-	cfg, err := loadConfig(getenv)
+	cfg, err := config.Load(getenv)
 	if err != nil {
 		return err
 	}
-	return serve(ctx, cfg, stderr, func(*server, net.Addr) error { return nil })
+	signal.Ignore(syscall.SIGHUP) // files are read again without it
+	return serve(ctx, cfg, stderr, func(_ net.Addr, h http.Handler) (http.Handler, error) { return h, nil })
 }
 
-// serve runs the service until ctx ends, and then until the requests in flight have their answers. listening is called
-// once the address is open, and may add to the server before it serves.
-func serve(ctx context.Context, cfg config, stderr io.Writer, listening func(*server, net.Addr) error) error {
-	lines := linelog.New(stderr)
-	defer lines.Flush(time.Second)
-	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.logLevel}))
-	redisurl.LogTo(log)
-	tcp, err := net.Listen("tcp", cfg.addr)
+// errLogged is an error that the log already has.
+var errLogged = errors.New("the log says why")
+
+// serve runs the service until ctx ends, and then until the requests in flight have their answers. wrap is called once
+// the address is open, and returns the handler to serve. The error is errLogged.
+func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
+	wrap func(net.Addr, http.Handler) (http.Handler, error)) (err error) {
+	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	redisconn.LogTo(log)
+	defer func() {
+		if err != nil {
+			log.Error("authsession failed", "cause", err.Error())
+			err = errLogged
+		}
+	}()
+	listener, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
-	defer tcp.Close()
-	callers := listener.New(tcp, maxConnections)
+	defer listener.Close()
 	s := newServer(cfg, log, lines)
-	if err := listening(s, tcp.Addr()); err != nil {
+	handler, err := wrap(listener.Addr(), s.routes())
+	if err != nil {
 		return err
 	}
-	srv := newHTTPServer(s.routes(), cfg.storeTimeout, log)
-	if cfg.metricsAddr != "" {
-		metricsListener, err := net.Listen("tcp", cfg.metricsAddr)
+	srv := newHTTPServer(handler, cfg.StoreTimeout, log)
+	limitConnections(srv)
+	if cfg.MetricsAddr != "" {
+		operators, err := net.Listen("tcp", cfg.MetricsAddr)
 		if err != nil {
 			return fmt.Errorf("listening for metrics: %w", err)
 		}
-		metrics := newHTTPServer(metricsRoutes(s.metrics.registry(&s.api, callers, lines)), cfg.storeTimeout, log)
-		go func() { _ = metrics.Serve(metricsListener) }()
-		defer metrics.Close()
-		log.Info("serving metrics", "addr", metricsListener.Addr().String())
+		s.readMetrics(lines)
+		operatorServer := newHTTPServer(s.operatorRoutes(), cfg.StoreTimeout, log)
+		go func() { _ = operatorServer.Serve(operators) }()
+		defer operatorServer.Close()
+		log.Info("serving metrics", "addr", operators.Addr().String())
 	}
+	log.Info("listening", "addr", listener.Addr().String(), "version", buildVersion(), "go", runtime.Version())
+	warn(cfg, log)
 
 	// The background outlives the requests, which outlive the signal.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	running.Go(func() { s.verifier.Run(background) })
-	running.Go(func() { s.store.watch(background) })
-	running.Go(func() { s.clients.Run(background, log) })
-	running.Go(func() { cfg.redis.Follow(background, cfg.storeTimeout) })
+	ready, wait := s.runBackground(background, log)
 	defer func() {
 		stop()
-		_ = s.store.close() // a check that waits for Redis ends
-		running.Wait()
+		s.store.close()
+		wait()
 	}()
-
-	log.Info("listening", "addr", tcp.Addr().String(), "version", versionText(build()))
-	warn(cfg, log)
 	failed := make(chan error, 1)
 	go func() {
-		// A gateway may send requests as soon as the address is open. The first wait a moment for the keys.
-		wait, cancel := context.WithTimeout(background, 500*time.Millisecond)
-		_ = s.verifier.WaitReady(wait)
-		cancel()
-		failed <- srv.Serve(callers)
+		<-ready
+		failed <- srv.Serve(listener)
 	}()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
 	}
-	log.Info("shutting down", "drain_delay", cfg.drainDelay.String(), "grace", cfg.shutdownGrace.String())
+	log.Info("shutting down", "drain_delay", cfg.DrainDelay.String(), "grace", cfg.ShutdownGrace.String())
 	s.draining.Store(true)
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)
-	case <-time.After(cfg.drainDelay):
+	case <-time.After(cfg.DrainDelay):
 	}
-	grace, cancel := context.WithTimeout(context.Background(), cfg.shutdownGrace)
-	defer cancel()
-	if err := srv.Shutdown(grace); err != nil {
-		// What waits for Redis or for a body gets an error, which becomes a 503.
-		s.cutOff.Store(true)
-		callers.StopReading()
-		_ = s.store.close()
-		last, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = srv.Shutdown(last)
-		_ = srv.Close()
+	if err := s.shutdown(srv); err != nil {
 		return fmt.Errorf("requests were cut off after SHUTDOWN_GRACE: %w", err)
 	}
 	log.Info("stopped")
 	return nil
 }
 
-// newServer returns a server that writes its log of requests, each in one call, to lines.
-func newServer(cfg config, log *slog.Logger, lines io.Writer) *server {
-	m := newMetrics()
+// runBackground keeps keys, clients and the state of Redis fresh until ctx ends; wait returns when all of it ended. A
+// gateway may send requests as soon as the address is open. ready ends when the keys are there and Redis told its time,
+// or after half a second.
+func (s *server) runBackground(ctx context.Context, log *slog.Logger) (ready <-chan struct{}, wait func()) {
+	var running sync.WaitGroup
+	running.Go(func() { s.verifier.Run(ctx) })
+	running.Go(func() { s.store.watch(ctx) })
+	running.Go(func() { s.config.Clients.Run(ctx, log) })
+	running.Go(func() { s.config.Redis.WatchSentinels(ctx, s.config.StoreTimeout, s.store.connect) })
+	starting, started := context.WithTimeout(ctx, 500*time.Millisecond)
+	running.Go(func() {
+		defer started()
+		_, _ = s.store.ask(false)
+		_ = s.verifier.WaitReady(starting)
+	})
+	return starting.Done(), running.Wait
+}
+
+// shutdown gives the requests in flight SHUTDOWN_GRACE. Those that then wait for Redis get 503. After another second,
+// all connections are closed.
+func (s *server) shutdown(srv *http.Server) error {
+	grace, cancel := context.WithTimeout(context.Background(), s.config.ShutdownGrace)
+	defer cancel()
+	err := srv.Shutdown(grace)
+	if err == nil {
+		return nil
+	}
+	s.store.close()
+	last, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = srv.Shutdown(last)
+	_ = srv.Close()
+	return err
+}
+
+// newServer returns a server that writes a line to lines for each request.
+func newServer(cfg config.Config, log *slog.Logger, lines io.Writer) *server {
+	m := metrics.New(buildVersion())
 	return &server{
-		api: api{
-			verifier:   bearer.New(cfg.tokens, log),
-			certHeader: cfg.certHeader,
-			clients:    cfg.clients,
-			store: openStore(cfg.redis, cfg.keyPrefix, cfg.storeTimeout, cfg.replicas,
-				m.redisWrite, m.batchSize, log),
-			now:         time.Now,
-			authURL:     cfg.authURL,
-			sessionTTL:  cfg.sessionTTL,
-			sealRecords: cfg.sealRecords,
-			inFlight:    clients.NewShares(cfg.maxInFlight),
-			reading:     clients.NewShares(cfg.maxInFlight),
-		},
-		trusted:   cfg.trusted,
-		metrics:   m,
-		lines:     lines,
-		logLevel:  cfg.logLevel,
-		overShare: rate.NewLimiter(5000, 500),
+		config:   cfg,
+		verifier: bearer.New(cfg.Tokens, log),
+		store:    openStore(cfg, m.RedisWrite, log),
+		inFlight: clients.NewShares(cfg.MaxInFlight),
+		metrics:  m,
+		log:      lines,
+		now:      time.Now,
 	}
 }
 
-// warn logs what works but may not be meant.
-func warn(cfg config, log *slog.Logger) {
-	if cfg.tokens.Issuer == "" {
-		log.Warn("JWT_ISSUER is not set: tokens of any issuer pass whose key is in the set")
-	}
-	if cfg.tokens.Audience == "" {
-		log.Warn("JWT_AUDIENCE is not set: tokens meant for other services pass")
-	}
-	if cfg.redis.SkipsVerify() {
-		log.Warn("REDIS_URL has skip_verify: whoever answers there passes for Redis")
+// readMetrics registers what is read when Prometheus asks.
+func (s *server) readMetrics(lines *accesslog.Writer) {
+	m := s.metrics
+	m.Func("http_requests_in_flight", "Requests for a session in work, their bodies read.",
+		func() float64 { return float64(s.inFlight.InUse()) })
+	m.Func("http_requests_in_flight_limit", "MAX_IN_FLIGHT.", func() float64 { return float64(s.config.MaxInFlight) })
+	m.Func("log_lines_dropped_total", "Log lines that the log's reader did not take.",
+		func() float64 { return float64(lines.Dropped()) })
+	m.Func("redis_clock_skew_seconds", "Redis's clock minus ours when last asked, network time left out.",
+		func() float64 { return s.store.clockSkew().Seconds() })
+	m.Func("redis_primaries_failing", "Primaries of Redis that took no session at the last check.",
+		func() float64 { return float64(len(s.store.primariesFailing())) })
+	m.Func("key_set_last_success_timestamp_seconds", "Unix time of the key set's last good fetch; 0: never.",
+		func() float64 { return float64(s.verifier.KeySetLastSuccess()) })
+	if file := s.config.Clients; file != nil {
+		m.Func("clients_file_last_load_success", "1 if the last reading of CLIENTS_FILE went well, else 0.",
+			func() float64 { return map[bool]float64{true: 1}[file.Fresh()] })
 	}
 }
 
-// versionText is what build knows. The version of a build between releases has the revision's first letters and needs
-// no more.
-func versionText(version, revision, goVersion string) string {
-	if revision != "" && strings.Contains(version, revision[:min(12, len(revision))]) {
-		revision = ""
+// maxConnections is how many callers' connections are open at once. An idle one uses about 20 KB.
+const maxConnections = 10_000
+
+// limitConnections closes new connections of srv while maxConnections are open.
+func limitConnections(srv *http.Server) {
+	var open atomic.Int64
+	srv.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateNew && open.Add(1) > maxConnections {
+			_ = c.Close()
+		} else if state == http.StateClosed {
+			open.Add(-1)
+		}
 	}
-	known := slices.DeleteFunc([]string{version, revision, goVersion}, func(s string) bool { return s == "" })
-	return strings.Join(append([]string{"authsession"}, known...), " ")
+}
+
+// newHTTPServer sets the limits of a connection.
+func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger) *http.Server {
+	const writeSlack = 5 * time.Second // for an answer on its way
+	return &http.Server{
+		Handler:                      h,
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  bodyTimeout,
+		WriteTimeout:                 bodyTimeout + bearer.MaxWait + storeTimeout + writeSlack,
+		IdleTimeout:                  2 * time.Minute, // longer than gateways keep theirs
+		MaxHeaderBytes:               8 << 10,         // net/http adds 4 KiB; a token has 8
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		DisableGeneralOptionsHandler: true, // OPTIONS * is 404 like any other path
+	}
+}
+
+// warn logs settings that work but may be a mistake.
+func warn(cfg config.Config, log *slog.Logger) {
+	if cfg.Tokens.Issuer == "" {
+		log.Warn("JWT_ISSUER is not set: tokens of any issuer are accepted if a key of the set signed them")
+	}
+	if cfg.Tokens.Audience == "" {
+		log.Warn("JWT_AUDIENCE is not set: tokens for other services are accepted")
+	}
+	if cfg.Redis.SkipsVerify() {
+		log.Warn("REDIS_URL sets skip_verify: the server certificate is not verified")
+	}
+}
+
+// healthcheck asks the service that listens on addr for /readyz. The error says why it is not ready.
+func healthcheck(addr string, timeout time.Duration) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("reading ADDR: %w", err)
+	}
+	if host == "" || host == "0.0.0.0" || host == "::" {
+		host = "localhost"
+	}
+	client := http.Client{Transport: &http.Transport{}, Timeout: timeout} // without a proxy
+	response, err := client.Get("http://" + net.JoinHostPort(host, port) + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		answer, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+		return fmt.Errorf("status %d: %s", response.StatusCode, answer)
+	}
+	return nil
+}
+
+// version is set by the linker (Dockerfile), or "".
+var version string
+
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return cmp.Or(version, info.Main.Version)
+	}
+	return cmp.Or(version, "unknown")
 }

@@ -1,54 +1,289 @@
 package main
 
 import (
-	"log/slog"
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"authsession/internal/accesslog"
+	"authsession/internal/redistest"
 	"authsession/internal/testkit"
+
+	"github.com/redis/go-redis/v9"
 )
 
-func TestVersionText(t *testing.T) {
-	const revision, pseudo = "0123456789abcdef0123456789abcdef01234567", "v0.0.0-20261124104519-"
-	for _, test := range []struct{ version, revision, goVersion, want string }{
-		{"v1.2.0", revision, "go1.26.0", "authsession v1.2.0 " + revision + " go1.26.0"},
-		{pseudo + "0123456789ab+dirty", revision, "go1.26.0", "authsession " + pseudo + "0123456789ab+dirty go1.26.0"},
-		{pseudo + "ffffffffffff", revision, "", "authsession " + pseudo + "ffffffffffff " + revision},
-		{pseudo + "0123456789ab", "", "go1.26.0", "authsession " + pseudo + "0123456789ab go1.26.0"},
-		{"(devel)", "", "go1.26.0", "authsession (devel) go1.26.0"},
-		{"", revision, "", "authsession " + revision},
-	} {
-		if got := versionText(test.version, test.revision, test.goVersion); got != test.want {
-			t.Errorf("versionText of %q = %q, want %q", test, got, test.want)
+// TestImports keeps the table of who may import which package of internal, and which of the root's files HTTP and the
+// Redis client. Tests and internal/dev may import more.
+func TestImports(t *testing.T) {
+	const http, client = "net/http", "github.com/redis/go-redis/v9"
+	mayImport := map[string]string{
+		"main.go":     "accesslog bearer clients config dev keytool metrics redisconn " + http,
+		"handlers.go": "accesslog bearer clients config metrics seal " + http,
+		"session.go":  "clients redirecturi strictjson",
+		"store.go":    "config redisconn " + client,
+		"errors.go":   http,
+		"accesslog":   "strictjson",
+		"bearer":      "strictjson",
+		"clients":     "redirecturi strictjson",
+		"config":      "bearer clients redirecturi redisconn",
+		"keytool":     "bearer",
+		"redistest":   "testkit",
+		"testkit":     "bearer keytool",
+	}
+	root, _ := filepath.Glob("*.go")
+	inner, _ := filepath.Glob("internal/*/*.go")
+	for _, path := range append(root, inner...) {
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		testkit.Must(t, err)
+		inRoot, importer := filepath.Dir(path) == ".", filepath.Base(filepath.Dir(path))
+		if inRoot {
+			importer = path
+		}
+		for _, spec := range file.Imports {
+			name, inner := strings.CutPrefix(strings.Trim(spec.Path.Value, `"`), "authsession/internal/")
+			counts := (inner || inRoot && (name == http || name == client)) && !strings.HasSuffix(path, "_test.go")
+			if counts && importer != "dev" && !slices.Contains(strings.Fields(mayImport[importer]), name) {
+				t.Errorf("%s imports %s, which mayImport does not have", path, name)
+			}
 		}
 	}
 }
 
-func TestWarn(t *testing.T) {
-	const issuer, audience, verify = "JWT_ISSUER", "JWT_AUDIENCE", "skip_verify"
-	const redis = "REDIS_URL"
+func TestRunCommands(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	testkit.Must(t, err)
+	defer taken.Close()
+	addr := taken.Addr().String()
 	for _, test := range []struct {
 		name string
+		args []string
 		env  map[string]string
-		want map[string]bool // what is warned of
+		says []string // in its output or error
+		good bool     // run returns nil
 	}{
-		{"nothing set", nil, map[string]bool{issuer: true, audience: true}},
-		{"both set", map[string]string{issuer: "i", audience: "a"}, nil},
-		{"issuer set", map[string]string{issuer: "i"}, map[string]bool{audience: true}},
-		{"rediss", map[string]string{issuer: "i", audience: "a", redis: "rediss://h"}, nil},
-		{"skip_verify=false", map[string]string{issuer: "i", audience: "a", redis: "rediss://h?skip_verify=false"}, nil},
-		{"skip_verify=true", map[string]string{issuer: "i", audience: "a", redis: "rediss://h?skip_verify=true"},
-			map[string]bool{verify: true}},
-		{"skip_verify=true behind a sentinel", map[string]string{issuer: "i", audience: "a", "REDIS_MODE": "sentinel",
-			redis: "rediss://h?master_name=m&skip_verify=true"}, map[string]bool{verify: true}},
+		{name: "help", args: []string{"-h"}, says: []string{"healthcheck", "keygen", "jwks", "token", "-dev", "REDIS_URL",
+			"SESSION_TTL (default 30m)", flag.ErrHelp.Error()}},
+		{name: "version", args: []string{"-version"}, says: []string{"authsession ", "go1."}, good: true},
+		{name: "keygen", args: []string{"keygen", "-out", t.TempDir() + "/key"}, says: []string{`"keys"`}, good: true},
+		{name: "unknown command", args: []string{"nonsense"}, says: []string{"healthcheck", "keygen", "-dev"}},
+		{name: "unknown flag", args: []string{"-nonsense"}, says: []string{"-nonsense"}},
+		{name: "nothing set", says: []string{"AUTH_URL", "REDIS_URL", "JWKS_URL"}},
+		{name: "wrong values", env: testEnv(t, map[string]string{"ADDR": "x", "SESSION_TTL": "1s", "LOG_LEVEL": "loud"}),
+			says: []string{"ADDR", "SESSION_TTL", "LOG_LEVEL"}},
+		{name: "-dev with a key set", args: []string{"-dev"}, env: testEnv(t, nil), says: []string{"JWKS_URL"}},
+		{name: "address in use", env: testEnv(t, map[string]string{"ADDR": addr}), says: []string{"listening", addr}},
+		{name: "METRICS_ADDR", env: testEnv(t, map[string]string{"METRICS_ADDR": addr}), says: []string{"metrics", addr}},
 	} {
-		cfg, err := loadTestConfig(test.env)
-		testkit.Must(t, err)
-		var log testkit.Log
-		warn(cfg, slog.New(slog.NewJSONHandler(&log, nil)))
-		for _, what := range []string{issuer, audience, verify} {
-			if log.Has(what) != test.want[what] {
-				t.Errorf("%s: warned of %s: %t, want %t: %s", test.name, what, log.Has(what), test.want[what], &log)
+		t.Run(test.name, func(t *testing.T) {
+			var output testkit.Log
+			stderr := accesslog.NewWriter(&output)
+			err := run(t.Context(), test.args, func(name string) string { return test.env[name] }, &output, stderr)
+			stderr.Flush(5 * time.Second)
+			if (err == nil) != test.good {
+				t.Errorf("run = %v, want nil: %t", err, test.good)
 			}
+			fmt.Fprint(&output, err)
+			for _, want := range test.says {
+				if !output.Has(want) {
+					t.Errorf("run says %s, want %q in it", &output, want)
+				}
+			}
+		})
+	}
+}
+
+// process is the service as run starts it.
+type process struct {
+	*testServer
+	metrics *testServer   // what METRICS_ADDR serves
+	stop    func()        // as SIGTERM does
+	ended   chan struct{} // closed when run has returned
+	err     error         // what it returned
+}
+
+// start runs the service until stop or the test's end. It returns once the service listens.
+func start(t *testing.T, env map[string]string, args ...string) *process {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	p := &process{testServer: &testServer{prefix: env["KEY_PREFIX"], log: &testkit.Log{}}, stop: stop}
+	p.redis = redis.NewClient(&redis.Options{Addr: redistest.Addr(t)})
+	p.ended = make(chan struct{})
+	go func() {
+		defer close(p.ended)
+		p.err = run(ctx, args, func(name string) string { return env[name] }, io.Discard, accesslog.NewWriter(p.log))
+	}()
+	t.Cleanup(func() { stop(); <-p.ended; _ = p.redis.Close() })
+	listening := func(message string) string {
+		testkit.WaitFor(t, 20*time.Second, message, func() bool { return p.log.Has(`"msg":"` + message + `"`) })
+		return p.log.Line(t, "msg", message)["addr"].(string)
+	}
+	if env["METRICS_ADDR"] != "" {
+		p.metrics = &testServer{url: "http://" + listening("serving metrics")}
+	}
+	p.addr = listening("listening")
+	p.url = "http://" + p.addr
+	return p
+}
+
+func (p *process) wantReady(t *testing.T) {
+	t.Helper()
+	testkit.WaitFor(t, 20*time.Second, "the service to be ready",
+		func() bool { return p.do(t, "GET", "/readyz", nil, "").Status == 200 })
+}
+
+// healthcheck is the command's error.
+func (p *process) healthcheck(t *testing.T) error {
+	env := map[string]string{"ADDR": p.addr}
+	stderr := accesslog.NewWriter(io.Discard)
+	return run(t.Context(), []string{"healthcheck"}, func(name string) string { return env[name] }, io.Discard, stderr)
+}
+
+// After SIGTERM the service is not ready and still serves. Then it answers what is in flight and ends well.
+func TestRunShutdown(t *testing.T) {
+	env, gate := slowRedis(t)
+	env["DRAIN_DELAY"] = "2s"
+	p := start(t, testEnv(t, env))
+	p.wantReady(t)
+	if err := p.healthcheck(t); err != nil {
+		t.Errorf("healthcheck = %v, want nil", err)
+	}
+	p.stop()
+	testkit.WaitFor(t, 20*time.Second, "the shutdown", func() bool { return p.log.Has("shutting down") })
+	e := p.do(t, "GET", "/readyz", nil, "").WantError(t, 503, "unavailable")
+	if err := p.healthcheck(t); err == nil || !strings.Contains(err.Error(), "shutting down") ||
+		!strings.Contains(e.Message, "shutting down") {
+		t.Errorf("/readyz says %q, healthcheck %v, want both to name the shutdown", e.Message, err)
+	}
+	if a := p.do(t, "GET", "/livez", nil, ""); a.Status != 200 {
+		t.Errorf("GET /livez = %d, want 200", a.Status)
+	}
+	gate.Lock()
+	w := p.open(t, goodRequest(t))
+	testkit.WaitFor(t, 20*time.Second, "the listener to close", func() bool {
+		c, err := net.Dial("tcp", p.addr)
+		if err == nil {
+			_ = c.Close()
 		}
+		return err != nil
+	})
+	gate.Unlock()
+	a := w.answer(t, "POST")
+	p.wantSession(t, a)
+	if <-p.ended; p.err != nil || a.Header.Get("Connection") != "close" {
+		t.Errorf("run = %v, Connection = %q, want nil and close", p.err, a.Header.Get("Connection"))
+	}
+}
+
+// What is in flight at the end of SHUTDOWN_GRACE gets 503, and the log says that it was cut off.
+func TestRunCutOff(t *testing.T) {
+	env, gate := slowRedis(t)
+	env["SHUTDOWN_GRACE"] = "500ms"
+	p := start(t, testEnv(t, env))
+	p.wantReady(t)
+	gate.Lock()
+	defer gate.Unlock()
+	w := p.open(t, goodRequest(t))
+	time.Sleep(100 * time.Millisecond) // what is not in flight then may get no answer
+	p.stop()
+	if <-p.ended; p.err == nil {
+		t.Error("run = nil, want an error")
+	}
+	testkit.WaitFor(t, 20*time.Second, "the log to name SHUTDOWN_GRACE", func() bool {
+		return p.log.Has("cut off after SHUTDOWN_GRACE")
+	})
+	if rest, _ := io.ReadAll(w.in); len(rest) > 0 && !bytes.HasPrefix(rest, []byte("HTTP/1.1 503 ")) {
+		t.Errorf("answer = %q, want 503", rest)
+	}
+}
+
+func TestRunMetrics(t *testing.T) {
+	file := clientsFile(t, `{"clients": {"acme": {"sessions_per_minute": 1}, "*": {}}}`)
+	p := start(t, testEnv(t, map[string]string{"METRICS_ADDR": "127.0.0.1:0", "CLIENTS_FILE": file}))
+	p.wantReady(t)
+	for _, client := range []string{"acme", "SECRET-client"} {
+		p.wantSession(t, p.post(t, tokenOf(t, client), goodBody))
+	}
+	p.wantError(t, p.post(t, p.token(t), goodBody), "429 too_many_requests")
+	p.wantError(t, p.post(t, p.token(t), `{}`), "400 bad_request")
+	p.wantError(t, p.post(t, "a.b.SECRET", goodBody), "401 unauthorized")
+	p.wantError(t, p.do(t, "SECRETMETHOD", "/SECRET-path", nil, ""), "404 not_found")
+	text := string(p.metrics.do(t, "GET", "/metrics", nil, "").Body)
+	for _, pattern := range []string{
+		`http_requests_total\{code="200",error="",route="/auth/session"\} 2`,
+		`http_requests_total\{code="429",error="too_many_requests",route="/auth/session"\} 1`,
+		`http_requests_total\{code="400",error="bad_request",route="/auth/session"\} 1`,
+		`http_requests_total\{code="401",error="unauthorized",route="/auth/session"\} 1`,
+		`http_requests_total\{code="404",error="not_found",route="none"\} 1`,
+		`http_request_duration_seconds_count\{route="/auth/session"\} 5`,
+		`client_requests_total\{client="acme",outcome="created"\} 1`,
+		`client_requests_total\{client="acme",outcome="refused"\} 1`,
+		`client_requests_total\{client="acme",outcome="limited"\} 1`,
+		`client_requests_total\{client="other",outcome="created"\} 1`,
+		`http_requests_in_flight 0`, `http_requests_in_flight_limit 2048`,
+		`redis_write_duration_seconds_count 2`, `redis_primaries_failing 0`, `redis_clock_skew_seconds -?[0-9.e-]+`,
+		`key_set_last_success_timestamp_seconds 1\.[0-9]+e\+09`,
+		`clients_file_last_load_success 1`,
+		`log_lines_dropped_total 0`, `build_info\{goversion="go[^"]+",version="[^"]*"\} 1`,
+	} {
+		if !regexp.MustCompile(`(?m)^authsession_` + pattern + `$`).MatchString(text) {
+			t.Errorf("/metrics does not have authsession_%s", pattern)
+		}
+	}
+	if strings.Contains(text, "SECRET") || !strings.Contains(text, "\ngo_goroutines ") {
+		t.Error("/metrics has a text that a caller chose, or nothing of Go")
+	}
+	operate, err := os.ReadFile("docs/operate.md")
+	testkit.Must(t, err)
+	for _, match := range regexp.MustCompile(`(?m)^# TYPE authsession_(\S+)`).FindAllStringSubmatch(text, -1) {
+		if !bytes.Contains(operate, []byte("`"+match[1]+"`")) {
+			t.Errorf("docs/operate.md does not have the metric %s", match[1])
+		}
+	}
+	replaceFile(t, file, `{"clients": {"other": {}}}`)
+	testkit.WaitFor(t, 20*time.Second, "acme to be refused",
+		func() bool { return p.post(t, p.token(t), `{}`).Status == 403 })
+	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/openapi.yaml": 404} { // for probes
+		if a := p.metrics.do(t, "GET", path, nil, ""); a.Status != want {
+			t.Errorf("GET %s on METRICS_ADDR = %d, want %d", path, a.Status, want)
+		}
+	}
+}
+
+// The log warns of what may not be meant, and metrics show a key set that is not there.
+func TestRunWarnings(t *testing.T) {
+	p := start(t, testEnv(t, map[string]string{"METRICS_ADDR": "127.0.0.1:0", "JWKS_URL": "file:///nonexistent",
+		"REDIS_URL": "rediss://127.0.0.1:" + redistest.FreePort() + "?skip_verify=true"}))
+	for _, text := range []string{"JWT_ISSUER is", "JWT_AUDIENCE is", "skip_verify", "fetching key set failed"} {
+		testkit.WaitFor(t, 20*time.Second, text, func() bool { return p.log.Has(text) })
+	}
+	text := string(p.metrics.do(t, "GET", "/metrics", nil, "").Body)
+	for _, want := range []string{"key_set_last_success_timestamp_seconds 0"} {
+		if !strings.Contains(text, "\nauthsession_"+want+"\n") {
+			t.Errorf("/metrics does not have authsession_%s", want)
+		}
+	}
+}
+
+// -dev needs no variable and gives out the tokens that it takes.
+func TestRunDev(t *testing.T) {
+	p := start(t, map[string]string{"ADDR": "127.0.0.1:0"}, "-dev")
+	p.wantReady(t)
+	var got map[string]any
+	testkit.Must(t, json.Unmarshal(p.do(t, "POST", "/token", nil, `{"client_id":"a","client_secret":"b"}`).Body, &got))
+	if a := p.post(t, got["token"].(string), goodBody); a.Status != 200 {
+		t.Errorf("POST /auth/session with a token of /token = %d %s, want 200", a.Status, a.Body)
 	}
 }

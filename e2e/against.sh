@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the store and fault suites against another server than the PATH's redis-server:
+# Runs the tests of the store and of faults with another server than the PATH's redis-server:
 #
 #   e2e/against.sh /path/to/redis-server            (or valkey-server)
 #   e2e/against.sh /path/to/redis-server '^TestStore'
@@ -11,5 +11,4 @@ trap 'rm -rf "$bin"' EXIT
 ln -s "$server" "$bin/redis-server"
 export PATH=$bin:$PATH REQUIRE_REDIS=1
 redis-server --version
-go test -count=1 -p 1 -timeout 10m -run "${2:-^Test(Store|Fault)}" . ./e2e
-go test -count=1 -p 1 -timeout 10m ./internal/groupcommit ./internal/redisurl
+go test -tags e2e -count=1 -p 1 -timeout 10m -run "${2:-^Test(Store|Fault)}" . ./e2e

@@ -1,11 +1,11 @@
+//go:build e2e && linux
+
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
+	"net"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -19,176 +19,78 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-const consentExamples = "../docs/examples/consent."
+var exampleLines = regexp.MustCompile("```sh\n(cd docs/examples)\n(?:.*install.*\n)?((?:.+ \"\\$sess_id\".*\n){3})```")
 
-// TestConsentPage checks that the page shows the files that TestConsentExamples runs.
-func TestConsentPage(t *testing.T) {
-	page := consentPage(t)
-	for extension, language := range map[string]string{"go": "go", "mjs": "js", "py": "python"} {
-		file, err := os.ReadFile(consentExamples + extension)
-		testkit.Must(t, err)
-		if !strings.Contains(page, "```"+language+"\n"+string(file)+"```\n") {
-			t.Errorf("docs/consent-page.md does not show %s%s as it is", consentExamples, extension)
-		}
-	}
-}
-
-func consentPage(t *testing.T) string {
-	t.Helper()
-	page, err := os.ReadFile("../docs/consent-page.md")
-	testkit.Must(t, err)
-	return string(page)
-}
-
-var exampleLines = regexp.MustCompile(
-	"```sh\n(cd docs/examples)\n((?:.*install.*\n)?)((?:.+ \"\\$sess_id\".*\n){3})```")
-
-// TestConsentExamples runs the page's lines as they stand, but for those that install something from elsewhere.
+// docs/consent-page.md shows the examples as they are, and its commands work.
 func TestConsentExamples(t *testing.T) {
-	blocks := exampleLines.FindAllStringSubmatch(consentPage(t), -1)
+	page := string(read(t, "../docs/consent-page.md"))
+	blocks := exampleLines.FindAllStringSubmatch(page, -1)
 	if len(blocks) != 3 {
-		t.Fatalf("docs/consent-page.md has the lines of %d examples, want 3", len(blocks))
+		t.Fatalf("docs/consent-page.md has the commands of %d examples, want 3", len(blocks))
 	}
-	for _, block := range blocks {
-		cd, install, lines := block[1], block[2], strings.Split(block[3], "\n")
-		tool, _, _ := strings.Cut(lines[0], " ")
-		t.Run(tool, func(t *testing.T) {
-			_, err := exec.LookPath(tool)
-			switch {
-			case err != nil: // is not there
-			case strings.HasPrefix(install, "npm"):
-				_, err = os.Stat("../docs/examples/node_modules/redis")
-			case strings.HasPrefix(install, "pip"):
-				err = exec.Command(tool, "-c", "import cryptography").Run()
+	for i, language := range []struct{ name, extension, requires string }{
+		{name: "go", extension: "go", requires: "go version"},
+		{name: "js", extension: "mjs", requires: "node -v && test -d docs/examples/node_modules/redis"},
+		{name: "python", extension: "py", requires: "python3 -c 'import cryptography'"},
+	} {
+		t.Run(language.name, func(t *testing.T) {
+			code := read(t, "../docs/examples/consent."+language.extension)
+			if !strings.Contains(page, "```"+language.name+"\n"+string(code)+"```\n") {
+				t.Errorf("docs/consent-page.md does not show consent.%s as it is", language.extension)
 			}
-			if err != nil && os.Getenv("REQUIRE_EXAMPLES") == "1" {
-				t.Fatalf("REQUIRE_EXAMPLES=1: %v", err)
-			}
-			if err != nil {
-				t.Skip(err)
-			}
+			need(t, language.requires)
 			for _, seal := range []string{"false", "true"} {
-				t.Run("SEAL_RECORDS="+seal, func(t *testing.T) { testConsentExample(t, cd, lines, seal) })
+				testConsentExample(t, blocks[i][1], strings.Split(blocks[i][2], "\n"), seal)
 			}
 		})
 	}
 }
 
-// The lines of Java and PHP open the vectors too, where the machine has these languages.
-func TestConsentPageOpens(t *testing.T) {
-	page := consentPage(t)
-	for tool, file := range map[string]string{"java": "Open.java", "php": "open.php"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Logf("not run: %v", err)
-			continue
-		}
-		_, text, _ := strings.Cut(page, "```"+tool+"\n")
-		text, _, _ = strings.Cut(text, "```\n")
-		path := filepath.Join(t.TempDir(), file)
-		testkit.Must(t, os.WriteFile(path, []byte(text), 0o600))
-		for kind, v := range vectors(t) {
-			open := exec.Command(tool, path, v.Secret)
-			open.Stdin = bytes.NewReader(v.Value)
-			if got, err := open.CombinedOutput(); err != nil || string(got) != v.Record {
-				t.Errorf("%s opens the %s vector as %s, %v, want %s", tool, kind, got, err, v.Record)
-			}
-			open = exec.Command(tool, path, "another")
-			open.Stdin = bytes.NewReader(v.Value)
-			if got, err := open.Output(); kind == "sealed" && (err == nil || len(got) > 0) {
-				t.Errorf("%s opens the sealed vector for another secret: %s", tool, got)
-			}
-		}
-	}
-}
-
-type vector struct {
-	Secret string `json:"sess_id"`
-	Name   string `json:"name"`
-	Value  []byte `json:"value_base64"`
-	Record string `json:"record"`
-}
-
-// vectors has a value of each kind.
-func vectors(t *testing.T) (vectors map[string]vector) {
-	t.Helper()
-	data, err := os.ReadFile("../internal/seal/testdata/records.json")
-	testkit.Must(t, err)
-	testkit.Must(t, json.Unmarshal(data, &vectors))
-	return vectors
-}
-
 func testConsentExample(t *testing.T, cd string, lines []string, seal string) {
-	env := serviceEnv(t, redistest.Addr(t))
-	env["SEAL_RECORDS"] = seal
-	s := startService(t, env)
-	s.waitReady(t)
+	s := startReady(t, redistest.Addr(t), map[string]string{"SEAL_RECORDS": seal})
 	client := redis.NewClient(&redis.Options{Addr: redistest.Addr(t)})
 	defer client.Close()
-	// run runs the line that has these words, but for what in its end is not in them.
-	run := func(action, secret string, consentID ...string) (stdout string, err error) {
+	run := func(action, secret string) (stdout string, err error) {
+		t.Helper()
 		for _, line := range lines {
-			line, _, _ = strings.Cut(line, "   #")
-			if consentID == nil {
-				line = strings.TrimSuffix(line, " con_1")
+			if strings.Contains(line, " "+action+" ") {
+				return shell("..", []string{
+					"REDIS_URL=redis://" + redistest.Addr(t), "KEY_PREFIX=" + s.prefix, "sess_id=" + secret}, cd+"\n"+line)
 			}
-			if !strings.Contains(line, " "+action+" ") {
-				continue
-			}
-			c := exec.Command("bash", "-c", cd+" && "+line)
-			c.Dir = ".."
-			c.Env = append(os.Environ(), "REDIS_URL=redis://"+redistest.Addr(t), "KEY_PREFIX="+s.prefix, "sess_id="+secret)
-			output, err := c.Output()
-			return strings.TrimSuffix(string(output), "\n"), err
 		}
-		t.Fatalf("no line for %s in %q", action, lines)
+		t.Fatalf("no command for %s in %q", action, lines)
 		return "", nil
+	}
+	want := func(action, secret, output, failure string) {
+		t.Helper()
+		got, err := run(action, secret)
+		if got != output || (err != nil) != (failure != "") || err != nil && !strings.Contains(err.Error(), failure) {
+			t.Errorf("%s with SEAL_RECORDS=%s = %q, %v, want %q %s", action, seal, got, err, output, failure)
+		}
 	}
 	// A parser that puts the URIs together again would change both.
 	const redirectURI, cancelURI = "https://acme.com/done?state=a%2fb&x=", "https://ACME.com"
-	create := func() testkit.SessionAnswer {
-		t.Helper()
-		return s.session(t, `{"end_user_id":"eu_1","redirect_uri":"`+redirectURI+`","cancel_uri":"`+cancelURI+`"}`)
-	}
-	wantOutput := func(want, action, secret string, consentID ...string) {
-		t.Helper()
-		if got, err := run(action, secret, consentID...); err != nil || got != want {
-			t.Errorf("%s = %q, %v, want %q", action, got, err, want)
-		}
-	}
-	wantFailure := func(says, action, secret string, consentID ...string) {
-		t.Helper()
-		got, err := run(action, secret, consentID...)
-		exit, ok := errors.AsType[*exec.ExitError](err)
-		if !ok || got != "" || !strings.Contains(string(exit.Stderr), says) {
-			t.Errorf("%s = %q, %v, want a failure that says %q", action, got, err, says)
-		}
-	}
-	const gone = "gone: expired, used or never there"
+	body := `{"end_user_id":"eu_1","redirect_uri":"` + redirectURI + `","cancel_uri":"` + cancelURI + `"}`
 
-	session := create()
+	session := s.session(t, body)
 	record, err := run("show", session.SessionID)
 	if err != nil || !strings.HasPrefix(record, `{"v":1,"id":"`+session.ID+`"`) {
-		t.Fatalf("show = %q, %v, want the record of %s", record, err, session.ID)
+		t.Fatalf("show with SEAL_RECORDS=%s = %q, %v, want the record of %s", seal, record, err, session.ID)
 	}
-	value, err := client.Get(t.Context(), recordKey(s.prefix, session.SessionID)).Result()
-	if err != nil || (value == record) != (seal == "false") {
-		t.Fatalf("GET of the record = %q, %v", value, err)
+	key := recordKey(s.prefix, session.SessionID)
+	if value := client.Get(t.Context(), key).Val(); (value == record) != (seal == "false") {
+		t.Errorf("GET with SEAL_RECORDS=%s = %q", seal, value)
 	}
-	wantOutput(record, "show", session.SessionID)        // people reload
-	wantFailure("usage: ", "approve", session.SessionID) // names no consent, and uses nothing up
-	wantOutput(redirectURI+"&consent_id=con_1", "approve", session.SessionID, "con_1")
-	wantFailure(gone, "approve", session.SessionID, "con_1")
-	wantFailure(gone, "cancel", session.SessionID)
-	wantFailure(gone, "show", session.SessionID)
-	keys, err := client.Keys(t.Context(), s.prefix+"*").Result()
-	testkit.Must(t, err)
-	for _, key := range keys {
-		if key != s.prefix+"probe" {
-			t.Errorf("key %q is still in Redis", key)
-		}
+	want("show", session.SessionID, record, "") // people reload
+	want("approve", session.SessionID, redirectURI+"&consent_id=con_1", "")
+	for _, action := range []string{"approve", "cancel", "show"} {
+		want(action, session.SessionID, "", "gone: expired, used or never there")
+	}
+	if n := client.Exists(t.Context(), key).Val(); n != 0 {
+		t.Error("the record is still in Redis")
 	}
 
-	session = create()
+	session = s.session(t, body)
 	got, err := run("cancel", session.SessionID)
 	query, ok := strings.CutPrefix(got, cancelURI+"?")
 	added, parseErr := url.ParseQuery(query)
@@ -197,17 +99,96 @@ func testConsentExample(t *testing.T, cd string, lines []string, seal string) {
 		added.Get("error_description") == "" || added.Get("error_uri") == "" {
 		t.Errorf("cancel = %q, %v", got, err)
 	}
-	wantFailure(gone, "approve", session.SessionID, "con_1")
 
-	wantFailure(gone, "show", "never-there")
+	testkit.Must(t, client.Set(t.Context(), recordKey(s.prefix, "newer"), `{"v":2,"id":"x"}`, time.Minute).Err())
+	want("show", "newer", "", "record of version 1")
 
-	newer, err := json.Marshal(map[string]any{"v": 2, "id": session.ID})
-	testkit.Must(t, err)
-	testkit.Must(t, client.Set(t.Context(), recordKey(s.prefix, "newer"), newer, time.Minute).Err())
-	wantFailure("record of version 1", "show", "newer")
-
-	for _, v := range vectors(t) {
+	var vectors map[string]struct {
+		Secret string `json:"sess_id"`
+		Name   string `json:"name"`
+		Value  []byte `json:"value_base64"`
+		Record string `json:"record"`
+	}
+	testkit.Must(t, json.Unmarshal(read(t, "../internal/seal/testdata/records.json"), &vectors))
+	for _, v := range vectors {
 		testkit.Must(t, client.Set(t.Context(), s.prefix+v.Name, v.Value, time.Minute).Err())
-		wantOutput(v.Record, "show", v.Secret)
+		want("show", v.Secret, v.Record, "")
+	}
+}
+
+// readmeCommands returns the block of commands in README.md that contains text.
+func readmeCommands(t *testing.T, text string) string {
+	t.Helper()
+	pattern := "```sh\n([^`]*" + regexp.QuoteMeta(text) + "[^`]*)```"
+	block := regexp.MustCompile(pattern).FindSubmatch(read(t, "../README.md"))
+	if block == nil {
+		t.Fatalf("README.md has no commands with %s", text)
+	}
+	return string(block[1])
+}
+
+// The commands of README.md work when they are pasted one block after the other, and a second time, with another Redis
+// and another port.
+func TestReadmeCommands(t *testing.T) {
+	dir, addr, redisAddr := t.TempDir(), "127.0.0.1:"+redistest.FreePort(), redistest.Addr(t)
+	host, port, _ := net.SplitHostPort(redisAddr)
+	here := strings.NewReplacer("redis://localhost:6379", "redis://"+redisAddr, "http://localhost:8080", "http://"+addr,
+		"redis-cli ", "redis-cli -h "+host+" -p "+port+" ")
+	script := "trap 'kill $!; wait' EXIT\nln -sf " + binary + " .\n" + readmeCommands(t, "./authsession keygen") +
+		readmeCommands(t, "curl -X POST http://localhost:8080")
+	var session testkit.SessionAnswer
+	for range 2 {
+		output, err := shell(dir, []string{"ADDR=" + addr}, here.Replace(script))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers := regexp.MustCompile(`(?m)\{"auth_url":.*\}`).FindAllString(output, -1)
+		if len(answers) != 2 {
+			t.Fatalf("output = %q, want two answers", output)
+		}
+		testkit.Must(t, json.Unmarshal([]byte(answers[1]), &session))
+	}
+	if _, err := exec.LookPath("redis-cli"); err == nil {
+		script := here.Replace(readmeCommands(t, "redis-cli GETDEL"))
+		record, err := shell(dir, []string{"sess_id=" + session.SessionID}, script)
+		first, second, _ := strings.Cut(record, "\n")
+		if err != nil || !strings.Contains(first, `"id":"`+session.ID+`"`) || second != first {
+			t.Errorf("GET and GETDEL of the record = %q, %v, want it twice", record, err)
+		}
+	}
+}
+
+// The rotation of keys in docs/operate.md refuses no token before its last step.
+func TestRotation(t *testing.T) {
+	dir, doc := t.TempDir(), string(read(t, "../docs/operate.md"))
+	run := func(script string) string {
+		t.Helper()
+		output, err := shell(dir, nil, script)
+		testkit.Must(t, err)
+		return output
+	}
+	run("ln -s " + binary + " . && ./authsession keygen -out key.pem -jwks jwks.json")
+	s := startReady(t, redistest.Addr(t), map[string]string{"JWKS_URL": "file://" + filepath.Join(dir, "jwks.json")})
+	tokens := []string{run("./authsession token -key key.pem -client acme")}
+	steps := regexp.MustCompile(`(?m)^(\./authsession .+?|mv .+?) +# (\d)\. `).FindAllStringSubmatch(doc, -1)
+	if len(steps) != 5 {
+		t.Fatalf("docs/operate.md has %d commands, want 5", len(steps))
+	}
+	for _, step := range steps {
+		switch run(step[1]); step[2] {
+		case "2":
+			find(t, &s.log, `(key set loaded","keys":2)`)
+		case "4":
+			tokens = append(tokens, run("cat token"))
+		case "6":
+			testkit.WaitFor(t, 20*time.Second, "the old token to be refused", func() bool {
+				s.token = tokens[0]
+				return s.post(goodBody).answer.Status == 401
+			})
+			tokens = tokens[1:]
+		}
+		for _, s.token = range tokens {
+			s.session(t, goodBody)
+		}
 	}
 }

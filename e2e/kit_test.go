@@ -1,25 +1,29 @@
-// Package e2e tests the service from outside: the built binary as a process, with Redis servers that fail, with what
-// deploy/ and docs/ hold, and with more callers than it can serve. sandbox.test.mjs, beside it, drives a browser.
+//go:build e2e && linux
+
+// Package e2e tests the built binary from outside: as a process under signals, over Redis servers that fail, with more
+// callers than it can serve, and with what deploy/ and docs/ contain. sandbox.test.mjs, beside it, drives a browser.
+//
+//	REQUIRE_REDIS=1 go test -tags e2e ./e2e
 package e2e
 
 import (
+	"bufio"
 	"cmp"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
+	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -28,230 +32,222 @@ import (
 )
 
 const (
-	storeTimeout = time.Second                         // STORE_TIMEOUT
-	answerLimit  = storeTimeout + 200*time.Millisecond // the contract's limit for an answer
-	refusalLimit = 100 * time.Millisecond              // for one while Redis refuses connections or ends them
-	backLimit    = 150 * time.Millisecond              // from the end of a fault to the first 200
+	storeTimeout = time.Second                         // STORE_TIMEOUT of serviceEnv
+	answerLimit  = storeTimeout + 200*time.Millisecond // contract: time to any answer
 
 	goodBody = `{"end_user_id":"` + endUser + `"}`
 
-	// Neither may be in a log.
+	// Neither may appear in a log.
 	endUser       = "eu_must_not_be_logged"
 	redisPassword = "correct-horse-battery"
 )
 
+// binary is the path of the service's binary.
+var binary string
+
 func TestMain(m *testing.M) {
-	if os.Getenv("E2E_ATTACK") == "1" {
-		attackMain()
-		return
-	}
 	dir, err := os.MkdirTemp("", "authsession-e2e")
 	if err != nil {
 		panic(err)
 	}
-	buildDir = dir
+	binary = filepath.Join(dir, "authsession")
+	if out, err := exec.Command("go", "build", "-o", binary, "..").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("building: %v: %s", err, out))
+	}
 	code := redistest.Main(m)
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 
-var buildDir string // gets the binary
-
-// build builds the binary for the first test that asks, and for all.
-var build = sync.OnceValues(func() (binary string, err error) {
-	if out, err := exec.Command("go", "build", "-o", buildDir, "..").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building: %w: %s", err, out)
-	}
-	return filepath.Join(buildDir, "authsession"), nil
-})
-
-func binary(t testing.TB) string {
+// need skips the test if a command fails, because a tool is missing. With REQUIRE_TOOLS=1, as in CI, the test fails.
+func need(t testing.TB, command string) {
 	t.Helper()
-	file, err := build()
+	if _, err := shell("..", nil, command); err != nil && os.Getenv("REQUIRE_TOOLS") == "1" {
+		t.Fatalf("REQUIRE_TOOLS=1: %s: %v", command, err)
+	} else if err != nil {
+		t.Skip(err)
+	}
+}
+
+// shell runs a script in a folder. The error contains stderr.
+func shell(dir string, env []string, script string) (stdout string, err error) {
+	c := exec.Command("bash", "-c", script)
+	c.Dir, c.Env = dir, append(os.Environ(), env...)
+	output, err := c.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	return strings.TrimSuffix(string(output), "\n"), err
+}
+
+func read(t testing.TB, file string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(file)
 	testkit.Must(t, err)
-	return file
+	return data
 }
 
-// needTool skips a test whose tool is not on the PATH. Where the variable is 1, as in CI, that is a failure.
-func needTool(t testing.TB, tool, variable string) {
+// goodToken returns a token of the client that passes every check.
+func goodToken(t testing.TB, client string) string {
 	t.Helper()
-	_, err := exec.LookPath(tool)
-	if err != nil && os.Getenv(variable) == "1" {
-		t.Fatalf("%s=1: %v", variable, err)
-	}
-	if err != nil {
-		t.Skipf("no %s on the PATH", tool)
-	}
+	return testkit.Sign(t, testkit.EC(), testkit.With(map[string]any{"client_id": client}))
 }
 
-// goodToken passes every check where neither JWT_ISSUER nor JWT_AUDIENCE is set.
-func goodToken(t testing.TB) string {
-	t.Helper()
-	return testkit.Sign(t, testkit.EC(), testkit.Claims())
-}
-
-// recordKey is where the session lies that secret opens.
+// recordKey returns the key of the session that secret opens.
 func recordKey(prefix, secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return prefix + hex.EncodeToString(sum[:])
 }
 
-// service is a running process of the binary.
+// service is a process of the binary.
 type service struct {
 	cmd    *exec.Cmd
 	stdout testkit.Log
 	log    testkit.Log // stderr
 	url    string      // http://127.0.0.1:port
 	prefix string      // KEY_PREFIX
-	token  string      // a good one
+	token  string      // passes every check
 	exited chan struct{}
-	code   int // exit status, once exited
 }
 
-// startProcess runs the binary with exactly these variables, until it exits or the test ends.
-func startProcess(t testing.TB, env map[string]string, args ...string) *service {
-	t.Helper()
-	s := &service{cmd: exec.Command(binary(t), args...), exited: make(chan struct{})}
-	s.prefix = cmp.Or(env["KEY_PREFIX"], "auth_session:")
-	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}
-	for name, value := range env {
-		s.cmd.Env = append(s.cmd.Env, name+"="+value)
-	}
-	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, &s.log
-	testkit.Must(t, s.cmd.Start())
-	go func() {
-		_ = s.cmd.Wait()
-		s.code = s.cmd.ProcessState.ExitCode()
-		close(s.exited)
-	}()
-	t.Cleanup(func() {
-		_ = s.cmd.Process.Kill()
-		<-s.exited
-	})
-	return s
-}
-
-// startService is startProcess on a free port, unless env has an ADDR. It returns once the service listens.
-func startService(t testing.TB, env map[string]string, args ...string) *service {
-	t.Helper()
-	all := map[string]string{"ADDR": "127.0.0.1:0"}
-	maps.Copy(all, env)
-	s := startProcess(t, all, args...)
-	s.token = goodToken(t)
-	s.url = "http://" + s.logged(t, "listening")
-	return s
-}
-
-// logged waits for the log line msg, which has an address, and returns that.
-func (s *service) logged(t testing.TB, msg string) (addr string) {
-	t.Helper()
-	line := regexp.MustCompile(`"msg":"` + msg + `","addr":"([^"]+)"`)
-	testkit.WaitFor(t, 10*time.Second, "the log line "+msg, func() bool { return line.MatchString(s.log.String()) })
-	return line.FindStringSubmatch(s.log.String())[1]
-}
-
-// startDev is startService with -dev, once it has printed what it prints. The printed token is the service's.
-func startDev(t testing.TB, env map[string]string) *service {
-	t.Helper()
-	s := startService(t, env, "-dev")
-	testkit.WaitFor(t, 10*time.Second, "a whole command", func() bool { return s.stdout.Has("}'\n\n") })
-	token := regexp.MustCompile(`Bearer ([^']+)'`).FindStringSubmatch(s.stdout.String())
-	if token == nil {
-		t.Fatalf("-dev prints no token: %s", s.stdout.String())
-	}
-	s.token = token[1]
-	return s
-}
-
-// startWithKeys is startService with storeTimeout. It returns once the service has its keys too. Its Redis need not be
-// there.
-func startWithKeys(t testing.TB, env map[string]string) *service {
-	t.Helper()
-	all := serviceEnv(t, "")
-	all["STORE_TIMEOUT"] = storeTimeout.String()
-	maps.Copy(all, env)
-	s := startService(t, all)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the service's log ends %s", s.logEnd())
-		}
-	})
-	testkit.WaitFor(t, 10*time.Second, "the key set", func() bool { return s.log.Has(`"msg":"key set loaded"`) })
-	return s
-}
-
-// serviceEnv is what a service over a Redis needs, with a key set file of its own.
+// serviceEnv returns the variables of a service over a Redis, with a key set file of its own.
 func serviceEnv(t testing.TB, redisAddr string) map[string]string {
 	t.Helper()
 	keySet := filepath.Join(t.TempDir(), "jwks.json")
 	testkit.WriteKeySet(t, keySet, testkit.RSA(), testkit.EC(), testkit.Ed())
 	return map[string]string{
-		"AUTH_URL":   "https://consent.example/start",
-		"REDIS_URL":  "redis://" + redisAddr,
-		"JWKS_URL":   "file://" + keySet,
-		"KEY_PREFIX": redistest.Prefix(t),
+		"ADDR":          "127.0.0.1:0",
+		"METRICS_ADDR":  "127.0.0.1:0",
+		"AUTH_URL":      "https://consent.example/start",
+		"REDIS_URL":     "redis://" + redisAddr,
+		"JWKS_URL":      "file://" + keySet,
+		"KEY_PREFIX":    redistest.Prefix(t),
+		"STORE_TIMEOUT": storeTimeout.String(),
 	}
 }
 
-func (s *service) signal(t testing.TB, signal syscall.Signal) {
+// startProcess runs the binary with exactly these variables until it exits or the test ends. stderr nil is the log.
+func startProcess(t testing.TB, env map[string]string, stderr io.Writer, args ...string) *service {
+	t.Helper()
+	s := &service{cmd: exec.Command(binary, args...), exited: make(chan struct{})}
+	s.prefix, s.token = cmp.Or(env["KEY_PREFIX"], "auth_session:"), goodToken(t, "acme")
+	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir(), "HOME=" + t.TempDir()}
+	for name, value := range env {
+		s.cmd.Env = append(s.cmd.Env, name+"="+value)
+	}
+	s.cmd.Stdout, s.cmd.Stderr = &s.stdout, stderr
+	if stderr == nil {
+		s.cmd.Stderr = &s.log
+	}
+	testkit.Must(t, s.cmd.Start())
+	go func() {
+		_ = s.cmd.Wait()
+		close(s.exited)
+	}()
+	t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		<-s.exited
+		if text := s.log.String(); t.Failed() {
+			t.Logf("the service's log ends %s", text[max(0, len(text)-2000):])
+		}
+	})
+	return s
+}
+
+// start runs the service and returns once it listens.
+func start(t testing.TB, env map[string]string, args ...string) *service {
+	t.Helper()
+	s := startProcess(t, env, nil, args...)
+	s.url = "http://" + find(t, &s.log, `"msg":"listening","addr":"([^"]+)"`)
+	return s
+}
+
+// startReady runs the service with serviceEnv and changes, and returns once it is ready.
+func startReady(t testing.TB, redisAddr string, changes map[string]string) *service {
+	t.Helper()
+	env := serviceEnv(t, redisAddr)
+	maps.Copy(env, changes)
+	s := start(t, env)
+	s.waitReady(t)
+	return s
+}
+
+// find waits until the log has a match of pattern, and returns its first group.
+func find(t testing.TB, log *testkit.Log, pattern string) string {
+	t.Helper()
+	var match []string
+	testkit.WaitFor(t, 20*time.Second, pattern, func() bool {
+		match = regexp.MustCompile(pattern).FindStringSubmatch(log.String())
+		return match != nil
+	})
+	return match[1]
+}
+
+// metricsURL returns the URL of METRICS_ADDR.
+func (s *service) metricsURL(t testing.TB) string {
+	t.Helper()
+	return "http://" + find(t, &s.log, `"msg":"serving metrics","addr":"([^"]+)"`)
+}
+
+func (s *service) signal(t testing.TB, signal os.Signal) {
 	t.Helper()
 	testkit.Must(t, s.cmd.Process.Signal(signal))
 }
 
-// wait returns the exit status.
-func (s *service) wait(t testing.TB, atMost time.Duration) int {
+// wantExit waits for the end of the process and checks its exit status.
+func (s *service) wantExit(t testing.TB, limit time.Duration, code int) {
 	t.Helper()
 	select {
 	case <-s.exited:
-	case <-time.After(atMost):
-		t.Fatalf("the process still runs after %s; its log:\n%s", atMost, s.log.String())
+	case <-time.After(limit):
+		t.Fatalf("the process still runs after %s", limit)
 	}
-	return s.code
+	if got := s.cmd.ProcessState.ExitCode(); got != code {
+		t.Errorf("exit status = %d, want %d", got, code)
+	}
 }
 
-func (s *service) logEnd() string {
-	text, _, _ := strings.Cut(s.log.String(), "SIGQUIT") // stacks follow
-	return text[max(0, len(text)-2000):]
+// get returns status 0 and the error as the body if there is no answer.
+func get(url string) (status int, body string) {
+	var c call
+	if c.read(testkit.Client.Get(url)); c.err != nil {
+		return 0, c.err.Error()
+	}
+	return c.answer.Status, string(c.answer.Body)
 }
 
-// get returns status 0, and the error for a body, where there is no answer.
-func (s *service) get(path string) (status int, body string) {
-	response, err := testkit.Client.Get(s.url + path)
-	if err != nil {
-		return 0, err.Error()
+func wantGet(t testing.TB, url string, want int) (body string) {
+	t.Helper()
+	status, body := get(url)
+	if status != want {
+		t.Errorf("GET %s = %d %.200s, want %d", url, status, body, want)
 	}
-	defer response.Body.Close()
-	data, _ := io.ReadAll(response.Body)
-	return response.StatusCode, string(data)
+	return body
+}
+
+// waitHealth waits until /readyz has this status and a body that contains text.
+func (s *service) waitHealth(t testing.TB, limit time.Duration, status int, text string) {
+	t.Helper()
+	testkit.WaitFor(t, limit, fmt.Sprintf("/readyz to be %d %s", status, text), func() bool {
+		got, body := get(s.url + "/readyz")
+		return got == status && strings.Contains(body, text)
+	})
 }
 
 func (s *service) waitReady(t testing.TB) {
 	t.Helper()
-	testkit.WaitFor(t, 10*time.Second, "/readyz to be 200", func() bool {
-		status, _ := s.get("/readyz")
-		return status == 200
-	})
+	s.waitHealth(t, 20*time.Second, 200, "")
 }
 
-// scrape is what /metrics says now. METRICS_ADDR must be set.
-func (s *service) scrape(t testing.TB) string {
-	t.Helper()
-	response, err := testkit.Client.Get("http://" + s.logged(t, "serving metrics") + "/metrics")
-	a := testkit.ReadAnswer(t, response, err)
-	if a.Status != 200 {
-		t.Fatalf("GET /metrics = %d %s, want 200", a.Status, a.Body)
-	}
-	return string(a.Body)
-}
-
-// call is one POST /auth/session and what came of it.
+// call is one POST /auth/session and its outcome.
 type call struct {
 	start   time.Time
 	took    time.Duration
 	err     error
 	answer  testkit.Answer        // status 0: there was none
+	closes  bool                  // the answer says Connection: close
 	session testkit.SessionAnswer // of a 200
-	key     string                // where its record is
+	key     string                // of a 200's record
 }
 
 func (c *call) end() time.Time { return c.start.Add(c.took) }
@@ -266,215 +262,144 @@ func (s *service) post(body string) (c call) {
 	}
 	r.Header.Set("Authorization", "Bearer "+s.token)
 	response, err := testkit.Client.Do(r)
-	if err != nil {
-		c.err = err
-		return c
-	}
-	defer response.Body.Close()
-	data, err := io.ReadAll(response.Body)
-	c.took, c.err = time.Since(c.start), err
-	c.answer = testkit.Answer{Status: response.StatusCode, Header: response.Header, Body: data}
-	if response.StatusCode == 200 && err == nil {
-		c.err = json.Unmarshal(data, &c.session)
+	c.read(response, err)
+	if c.answer.Status == 200 && c.err == nil {
+		c.err = json.Unmarshal(c.answer.Body, &c.session)
 		c.key = recordKey(s.prefix, c.session.SessionID)
 	}
 	return c
 }
 
-// session is post of what must be answered 200.
+// read reads the answer of a call that began at c.start.
+func (c *call) read(response *http.Response, err error) {
+	if c.err = err; err == nil {
+		defer response.Body.Close()
+		c.closes = response.Close
+		c.answer = testkit.Answer{Status: response.StatusCode, Header: response.Header}
+		c.answer.Body, c.err = io.ReadAll(response.Body)
+	}
+	c.took = time.Since(c.start)
+}
+
+// session is post that must be answered 200.
 func (s *service) session(t testing.TB, body string) testkit.SessionAnswer {
 	t.Helper()
 	c := s.post(body)
-	if c.err != nil || c.answer.Status != 200 {
-		t.Fatalf("POST /auth/session = %d %s, %v, want 200", c.answer.Status, c.answer.Body, c.err)
-	}
+	wantStatuses(t, []call{c}, 200)
 	return c.session
 }
 
-// waitSession posts until a session comes.
-func (s *service) waitSession(t testing.TB, atMost time.Duration) {
+// caller has a connection of its own.
+type caller struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+// dial connects n callers. It spreads them over several source addresses, because each has some 28,000 ports.
+func dial(t testing.TB, url string, n int) []*caller {
 	t.Helper()
-	testkit.WaitFor(t, atMost, "a session", func() bool { return s.post(goodBody).answer.Status == 200 })
+	callers := make([]*caller, n)
+	for i := range callers {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%8))}}
+		conn, err := d.DialContext(t.Context(), "tcp", strings.TrimPrefix(url, "http://"))
+		testkit.Must(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		callers[i] = &caller{conn, bufio.NewReaderSize(conn, 1<<10)}
+	}
+	return callers
 }
 
-// load is callers at work.
-type load struct {
-	begun   time.Time
-	mu      sync.Mutex
-	calls   []call
-	cancel  context.CancelFunc
-	running sync.WaitGroup
+// hangUp closes the callers' connections.
+func hangUp(callers []*caller) {
+	for _, c := range callers {
+		_ = c.Close()
+	}
 }
 
-const (
-	loadCallers = 8
-	loadRate    = 50 // requests a second, of all callers
-)
+// rawPost returns a whole request with goodBody.
+func rawPost(token string) []byte {
+	return fmt.Appendf(nil, "POST /auth/session HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer %s\r\n"+
+		"Content-Length: %d\r\n\r\n%s", token, len(goodBody), goodBody)
+}
 
-// steadyLoad sends loadRate requests a second from loadCallers, and asks /livez now and then, which must be 200 always.
-func (s *service) steadyLoad(t testing.TB) *load {
-	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{begun: time.Now(), cancel: cancel}
-	every := func(period, offset time.Duration, f func()) {
-		l.running.Go(func() {
-			for next := l.begun.Add(offset); ; next = next.Add(period) {
-				select {
-				case <-ctx.Done():
-					return
-				case <-time.After(time.Until(next)):
-				}
-				f()
-				if late := time.Since(next); late > period {
-					next = next.Add(late.Truncate(period)) // a caller that waited sends no burst
-				}
-			}
-		})
+// do sends a request as it is written and reads the answer.
+func (c *caller) do(request []byte) (done call) {
+	done.start = time.Now()
+	_ = c.SetDeadline(done.start.Add(30 * time.Second))
+	if _, done.err = c.Write(request); done.err == nil {
+		done.read(http.ReadResponse(c.reader, nil))
 	}
-	for i := range loadCallers {
-		every(time.Second*loadCallers/loadRate, time.Duration(i)*time.Second/loadRate, func() {
-			c := s.post(goodBody)
-			l.mu.Lock()
-			l.calls = append(l.calls, c)
-			l.mu.Unlock()
-		})
-	}
-	every(100*time.Millisecond, 0, func() {
-		if status, body := s.get("/livez"); status != 200 {
-			t.Errorf("GET /livez = %d %s, want 200", status, body)
+	return done
+}
+
+// wantStatuses checks that every call has one of the statuses, and that its error is whole. It returns how many have
+// each.
+func wantStatuses(t testing.TB, calls []call, statuses ...int) map[int]int {
+	t.Helper()
+	names := map[int]string{401: "unauthorized", 503: "unavailable", 504: "timeout"}
+	count := map[int]int{}
+	for i, c := range calls {
+		count[c.answer.Status]++
+		if !slices.Contains(statuses, c.answer.Status) || c.err != nil {
+			t.Fatalf("call %d = %d %s, %v, want one of %v", i, c.answer.Status, c.answer.Body, c.err, statuses)
 		}
-	})
-	t.Cleanup(func() { l.stop() })
-	return l
-}
-
-// await returns the call that ended first of those that f takes.
-func (l *load) await(t testing.TB, atMost time.Duration, what string, f func(*call) bool) (found call) {
-	t.Helper()
-	testkit.WaitFor(t, atMost, what, func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for i := range l.calls {
-			if c := &l.calls[i]; f(c) && (found.took == 0 || c.end().Before(found.end())) {
-				found = *c
-			}
-		}
-		return found.took != 0
-	})
-	return found
-}
-
-// awaitSecond waits for a call that began a second after a time.
-func (l *load) awaitSecond(t testing.TB, after time.Time) {
-	t.Helper()
-	l.await(t, 5*time.Second, "a second of answers", func(c *call) bool { return c.start.After(after.Add(time.Second)) })
-}
-
-func (l *load) stop() []call {
-	l.cancel()
-	l.running.Wait()
-	return l.calls
-}
-
-// usage is what the process takes of the machine.
-type usage struct {
-	rss, peak    int64 // bytes
-	threads, fds int64
-}
-
-// A healthy process may differ from itself by as much: a pool of connections to Redis, the runtime's idle threads, a
-// heap that is collected late.
-const (
-	moreFDs        = 24
-	moreThreads    = 8
-	moreRSS        = 40 << 20
-	mostGoroutines = 24 // of a process that nobody calls
-	mostRedisLines = 12 // in the log, of the Redis client and of its state, in one outage
-)
-
-// usage reads /proc.
-func (s *service) usage(t testing.TB) (u usage) {
-	t.Helper()
-	dir := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
-	status, err := os.ReadFile(dir + "status")
-	fds, fdErr := os.ReadDir(dir + "fd")
-	if err != nil || fdErr != nil {
-		t.Fatalf("looking at the service: %v, %v; its log ends %s", err, fdErr, s.logEnd())
-	}
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		n := number(strings.Fields(value + " -")[0])
-		switch name {
-		case "VmRSS":
-			u.rss = n << 10
-		case "VmHWM":
-			u.peak = n << 10
-		case "Threads":
-			u.threads = n
+		if name := names[c.answer.Status]; name != "" && count[c.answer.Status] <= 200 {
+			c.answer.WantError(t, c.answer.Status, name)
 		}
 	}
-	u.fds = int64(len(fds))
-	return u
+	return count
 }
 
-// number is 0 where text is no number.
-func number(text string) int64 {
-	n, _ := strconv.ParseInt(text, 10, 64)
+// memory returns a figure of /proc/pid/status in MiB: VmRSS now, VmHWM at most so far.
+func (s *service) memory(t testing.TB, name string) int64 {
+	t.Helper()
+	status := string(read(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)))
+	_, value, _ := strings.Cut(status, name+":")
+	return first(t, value) >> 10
+}
+
+// first returns the number with which text begins.
+func first(t testing.TB, text string) (n int64) {
+	t.Helper()
+	_, err := fmt.Sscan(text, &n)
+	testkit.Must(t, err)
 	return n
 }
 
-// wantUsage checks that the process lives, and takes what it took before.
-func (s *service) wantUsage(t testing.TB, before usage) {
+// fds returns the number of open descriptors.
+func (s *service) fds(t testing.TB) int {
+	t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
+	testkit.Must(t, err)
+	return len(fds)
+}
+
+// waitUsage waits until the process has little more descriptors and memory than before: a pool of connections to
+// Redis, and a heap that is collected late.
+func (s *service) waitUsage(t testing.TB, fds int, rss int64) {
 	t.Helper()
 	testkit.Client.CloseIdleConnections()
-	var u usage
-	within := func() bool {
-		u = s.usage(t)
-		return u.fds <= before.fds+moreFDs && u.threads <= before.threads+moreThreads && u.rss <= before.rss+moreRSS
-	}
-	for deadline := time.Now().Add(5 * time.Second); !within() && time.Now().Before(deadline); {
-		time.Sleep(20 * time.Millisecond)
-	}
-	if !within() {
-		t.Errorf("the process takes %+v, before the fault %+v", u, before)
-	}
-	t.Logf("before %+v, now %+v", before, u)
+	testkit.WaitFor(t, 10*time.Second, fmt.Sprintf("about %d descriptors and %d MiB", fds, rss), func() bool {
+		return s.fds(t) <= fds+24 && s.memory(t, "VmRSS") <= rss+40
+	})
 }
 
-// wantLog checks that the log is short on Redis and holds no secret. evicts tells whether the warning is due that Redis
-// may evict sessions.
-func (s *service) wantLog(t testing.TB, calls []call, evicts bool) {
+// wantLog checks that the log is JSON, has few lines about Redis and none of the secrets.
+func (s *service) wantLog(t testing.TB, secrets ...string) {
 	t.Helper()
 	text := s.log.String()
-	lines := strings.Count(text, `"msg":"redis client"`) + strings.Count(text, `"msg":"redis takes `)
-	if lines > mostRedisLines {
-		t.Errorf("%d lines on Redis in the log, want at most %d", lines, mostRedisLines)
-	}
-	warnings := regexp.MustCompile(`"level":"WARN".*maxmemory-policy`).FindAllString(text, -1)
-	if evicts && len(warnings) != 1 || !evicts && len(warnings) != 0 {
-		t.Errorf("warnings that name maxmemory-policy: %q, want one: %t", warnings, evicts)
+	if n := strings.Count(text, `"msg":"redis client"`) + strings.Count(text, `"msg":"redis takes `); n > 12 {
+		t.Errorf("%d lines about Redis in the log, want at most 12", n)
 	}
 	signature := s.token[strings.LastIndexByte(s.token, '.')+1:]
-	for _, secret := range []string{signature, redisPassword, endUser} {
-		if strings.Contains(text, secret) {
-			t.Errorf("the log holds the secret %q", secret)
+	for _, secret := range append(secrets, signature, redisPassword, endUser) {
+		if secret != "" && strings.Contains(text, secret) {
+			t.Errorf("the log contains the secret %q", secret)
 		}
 	}
-	for i := range calls {
-		if id := calls[i].session.SessionID; id != "" && strings.Contains(text, id) {
-			t.Errorf("the log holds a session_id")
+	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("log line %q is not JSON", line)
 		}
 	}
-}
-
-// wantFewGoroutines ends the service with SIGQUIT, to which Go answers with all stacks.
-func (s *service) wantFewGoroutines(t testing.TB) {
-	t.Helper()
-	length := len(s.log.String())
-	s.signal(t, syscall.SIGQUIT)
-	s.wait(t, 5*time.Second)
-	n := strings.Count(s.log.String()[length:], "\ngoroutine ")
-	if n == 0 || n > mostGoroutines {
-		t.Errorf("%d goroutines in the end, want at most %d", n, mostGoroutines)
-	}
-	t.Logf("%d goroutines", n)
 }

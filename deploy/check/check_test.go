@@ -107,7 +107,7 @@ func TestCompose(t *testing.T) {
 // live for DRAIN_DELAY and SHUTDOWN_GRACE after SIGTERM.
 func wantConfig(t *testing.T, file string, env map[string]string, grace time.Duration) {
 	t.Helper()
-	config, err := os.ReadFile("../../config.go")
+	config, err := os.ReadFile("../../internal/config/config.go")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func wantConfig(t *testing.T, file string, env map[string]string, grace time.Dur
 		run.Env = append(run.Env, name+"="+value)
 	}
 	out, err := run.CombinedOutput()
-	if err == nil || !bytes.Contains(out, []byte(`"cause":"ADDR must be host:port or :port"`)) {
+	if err == nil || string(out) != "authsession: ADDR must be host:port or :port\n" {
 		t.Errorf("%s: with its variables and a wrong ADDR the service says %s, want nothing but ADDR", file, out)
 	}
 	needed := 2 * time.Second

@@ -66,9 +66,8 @@ type Verifier struct {
 
 // New returns a Verifier whose Verify returns ErrNoKeys until Run has loaded the key set.
 func New(c Config, log *slog.Logger) *Verifier {
-	return &Verifier{config: c, keys: newKeySet(c.JWKSURL, c.Algorithms, log), cache: tokenCache{
-		limit: maxCached, tokens: map[[sha256.Size]byte]verifiedToken{},
-	}}
+	return &Verifier{config: c, keys: newKeySet(c, log),
+		cache: tokenCache{limit: maxCached, tokens: map[[sha256.Size]byte]verifiedToken{}}}
 }
 
 // Run loads the key set and keeps it up to date until ctx is done.
@@ -87,11 +86,8 @@ func (v *Verifier) WaitReady(ctx context.Context) error {
 	}
 }
 
-// KeySetStatus returns the time of the last successful fetch of the key set, in Unix seconds (0: none yet), and whether
-// the last fetch was successful.
-func (v *Verifier) KeySetStatus() (lastSuccess int64, fresh bool) {
-	return v.keys.lastSuccess.Load(), v.keys.fresh.Load()
-}
+// KeySetLastSuccess returns the Unix time of the last successful fetch of the key set in seconds; 0: none yet.
+func (v *Verifier) KeySetLastSuccess() int64 { return v.keys.lastSuccess.Load() }
 
 // Verify verifies a token. It waits up to MaxWait for a fetch of the key set if the token's key ID is unknown.
 //
@@ -103,7 +99,7 @@ func (v *Verifier) Verify(token string, certificate ...string) (Token, error) {
 	keys := v.keys.current.Load()
 	hash := sha256.Sum256(append(make([]byte, 0, 1024), token...)) // a usual token is copied to the stack
 	verified, cached := v.cache.get(hash)
-	if !cached || verified.keys != keys || expired(verified.exp, time.Now()) {
+	if !cached || verified.keys != keys || expired(verified.exp, unixSeconds(time.Now())) {
 		var err error
 		if verified, err = v.verify(token); err != nil {
 			return Token{}, err
@@ -119,8 +115,9 @@ func (v *Verifier) Verify(token string, certificate ...string) (Token, error) {
 
 // verify checks a token's form, header, signature and claims.
 func (v *Verifier) verify(token string) (verifiedToken, error) {
-	if !wellFormed(token) {
-		return verifiedToken{}, errors.New("not a compact JWT")
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
+	if len(token) > maxTokenBytes || strings.Count(token, ".") != 2 || strings.Trim(token, alphabet) != "" {
+		return verifiedToken{}, errors.New("not a compact JWT") // go-jose would skip line ends
 	}
 	kid, err := v.checkHeader(token)
 	if err != nil {
@@ -146,13 +143,6 @@ func (v *Verifier) verify(token string) (verifiedToken, error) {
 	return verifiedToken{}, errors.New("bad signature")
 }
 
-// wellFormed reports whether token has three parts of base64url characters and at most 8 KiB. go-jose alone would skip
-// line ends.
-func wellFormed(token string) bool {
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
-	return len(token) <= maxTokenBytes && strings.Count(token, ".") == 2 && strings.Trim(token, alphabet) == ""
-}
-
 // checkHeader checks what go-jose does not: it accepts crit with b64, ignores zip and typ, and takes null for an absent
 // member. It returns the key ID, or "" if there is none. Keys in the header (jwk, jku, x5c, x5u) are not used.
 func (v *Verifier) checkHeader(token string) (kid string, err error) {
@@ -167,16 +157,15 @@ func (v *Verifier) checkHeader(token string) (kid string, err error) {
 	}
 	// RFC 7515, section 4.1.11; RFC 7797; RFC 7516, section 4.1.3.
 	for _, name := range []string{"crit", "b64", "zip"} {
-		if _, given := header[name]; given {
+		if header[name] != nil {
 			return "", fmt.Errorf("header has %s", name)
 		}
 	}
 	typ := strings.TrimPrefix(strings.ToLower(header.text("typ")), "application/") // RFC 7515, section 4.1.9
-	_, given := header["typ"]
-	if typ != "at+jwt" && (v.config.RequireATJWT || given && typ != "jwt") {
+	switch kid := header["kid"]; {
+	case typ != "at+jwt" && (v.config.RequireATJWT || header["typ"] != nil && typ != "jwt"):
 		return "", errors.New("typ is not of an access token")
-	}
-	if value, given := header["kid"]; given && value[0] != '"' {
+	case kid != nil && kid[0] != '"':
 		return "", errors.New("kid is not a string")
 	}
 	return header.text("kid"), nil
@@ -188,7 +177,7 @@ type verifiedToken struct {
 	Token
 	exp        float64 // Unix seconds
 	thumbprint string  // of the certificate that the token is bound to (cnf); "" if it is not bound
-	keys       *[]jose.JSONWebKey
+	keys       *jose.JSONWebKeySet
 }
 
 // tokenCache holds up to limit verified tokens, by the hash of their text. It is safe for concurrent use.
@@ -205,15 +194,12 @@ func (c *tokenCache) get(hash [sha256.Size]byte) (token verifiedToken, found boo
 	return token, found
 }
 
-// put adds a token, in place of an arbitrary one if the cache is full.
+// put adds a token. A full cache begins again.
 func (c *tokenCache) put(hash [sha256.Size]byte, token verifiedToken) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.tokens) >= c.limit {
-		for other := range c.tokens {
-			delete(c.tokens, other)
-			break
-		}
+		clear(c.tokens)
 	}
 	c.tokens[hash] = token
 }

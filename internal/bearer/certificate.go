@@ -14,11 +14,10 @@ const maxCertificateBytes = 8 << 10 // of the header
 // thumbprint returns the thumbprint of the certificate that a token's claim cnf binds it to: its SHA-256 in base64url
 // (RFC 8705, section 3.1). It returns "" if there is no cnf, and an error if the token is bound in any other way.
 func (m members) thumbprint() (string, error) {
-	cnf, given := m["cnf"]
-	if !given {
+	if m["cnf"] == nil {
 		return "", nil
 	}
-	confirmation, err := parseObject(cnf)
+	confirmation, err := parseObject(m["cnf"])
 	thumbprint := confirmation.text("x5t#S256")
 	if err != nil || len(confirmation) != 1 || thumbprint == "" {
 		return "", errors.New("bound (cnf) by something other than x5t#S256 alone")
@@ -57,10 +56,7 @@ func parseCertificate(header string) (der []byte, ok bool) {
 		der, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "=")) // RFC 8941, section 4.2.7
 		return der, ok && err == nil
 	}
-	text, err := url.PathUnescape(header)
-	if err != nil {
-		return nil, false
-	}
+	text, _ := url.PathUnescape(header) // "" after a malformed escape
 	block, _ := pem.Decode([]byte(text))
 	if block == nil || block.Type != "CERTIFICATE" {
 		return nil, false

@@ -61,7 +61,7 @@ func TestVerifierVerifyCertificate(t *testing.T) {
 		{name: "empty", headers: []string{""}, wantErr: badHeader},
 		{name: "no last colon", headers: []string{strings.TrimSuffix(own, ":")}, wantErr: badHeader},
 		{name: "no colons", headers: []string{strings.Trim(own, ":")}, wantErr: badHeader},
-		{name: "list", headers: []string{ownPEM + ", " + escape(pemText(otherDER))}, wantErr: badHeader},
+		{name: "list", headers: []string{own + ", " + byteSequence(otherDER)}, wantErr: badHeader},
 		{name: "parameter", headers: []string{own + ";a=1"}, wantErr: badHeader},
 		{name: "base64url", headers: []string{":" + base64.URLEncoding.EncodeToString(ownDER) + ":"}, wantErr: badHeader},
 		{name: "PEM of nothing", headers: []string{escape(pemText(nil))}, wantErr: otherCert},

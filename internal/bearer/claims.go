@@ -1,6 +1,7 @@
 package bearer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,81 +21,61 @@ const (
 //
 // go-jose's jwt.Claims does not do here: it takes null for an absent claim, does not require exp, and refuses a token
 // for the type of a claim that Config ignores.
-func (v *Verifier) checkClaims(payload []byte) (verifiedToken, error) {
+func (v *Verifier) checkClaims(payload []byte) (t verifiedToken, err error) {
 	claims, err := parseObject(payload)
 	if err != nil {
-		return verifiedToken{}, fmt.Errorf("payload %w", err)
+		return t, fmt.Errorf("payload %w", err)
 	}
-	exp, err := v.checkDates(claims)
-	if err != nil {
-		return verifiedToken{}, err
+	if t.exp, err = v.checkDates(claims); err != nil {
+		return t, err
 	}
-	if want := v.config.Issuer; want != "" && claims.text("iss") != want {
-		return verifiedToken{}, errors.New("iss is not JWT_ISSUER")
+	for _, name := range v.config.ClientClaims {
+		t.ClientID = cmp.Or(t.ClientID, claims.text(name))
 	}
-	if want := v.config.Audience; want != "" && claims.text("aud") != want && !slices.Contains(claims.texts("aud"), want) {
-		return verifiedToken{}, errors.New("aud does not have JWT_AUDIENCE")
+	audiences := append(claims.texts("aud"), claims.text("aud"))
+	switch {
+	case v.config.Issuer != "" && claims.text("iss") != v.config.Issuer:
+		return t, errors.New("iss is not JWT_ISSUER")
+	case v.config.Audience != "" && !slices.Contains(audiences, v.config.Audience):
+		return t, errors.New("aud does not have JWT_AUDIENCE")
+	case t.ClientID == "":
+		return t, errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
+	case len(t.ClientID) > maxClientIDBytes:
+		return t, fmt.Errorf("the client's name is over %d bytes", maxClientIDBytes)
 	}
-	clientID, err := v.clientID(claims)
-	if err != nil {
-		return verifiedToken{}, err
-	}
-	thumbprint, err := claims.thumbprint()
-	if err != nil {
-		return verifiedToken{}, err
-	}
-	return verifiedToken{
-		Token: Token{
-			ClientID: clientID,
-			HasScope: claims.hasScope("scope") || claims.hasScope("scp"),
-			ID:       cut(claims.text("jti")),
-		},
-		exp:        exp,
-		thumbprint: thumbprint,
-	}, nil
+	t.HasScope = claims.hasScope("scope") || claims.hasScope("scp")
+	t.ID = cut(claims.text("jti"))
+	t.thumbprint, err = claims.thumbprint()
+	return t, err
 }
 
-// checkDates checks exp, nbf and iat. It returns exp in Unix seconds.
+// checkDates checks exp, nbf and iat, in Unix seconds (RFC 7519, section 2). It returns exp.
 func (v *Verifier) checkDates(claims members) (exp float64, err error) {
-	now := time.Now()
-	exp, given, err := claims.date("exp")
+	dates := map[string]float64{} // 0 if absent
+	for _, name := range []string{"exp", "nbf", "iat"} {
+		dates[name], err = strconv.ParseFloat(string(claims[name]), 64) // it parses no JSON value but a number
+		if err != nil && claims[name] != nil {
+			return 0, fmt.Errorf("%s is not a number", name)
+		}
+	}
+	exp, now := dates["exp"], unixSeconds(time.Now())
 	switch {
-	case err != nil:
-		return 0, err
-	case !given:
+	case claims["exp"] == nil:
 		return 0, errors.New("no exp")
 	case expired(exp, now):
 		return 0, errors.New("expired")
-	case exp-unixSeconds(now) > v.config.MaxLifetime.Seconds():
+	case exp-now > v.config.MaxLifetime.Seconds():
 		return 0, errors.New("exp is further away than JWT_MAX_LIFETIME")
-	}
-	for _, name := range []string{"nbf", "iat"} {
-		date, given, err := claims.date(name)
-		if err != nil {
-			return 0, err
-		}
-		if given && date > unixSeconds(now)+leeway {
-			return 0, fmt.Errorf("%s is in the future", name)
-		}
+	case dates["nbf"] > now+leeway:
+		return 0, errors.New("nbf is in the future")
+	case dates["iat"] > now+leeway:
+		return 0, errors.New("iat is in the future")
 	}
 	return exp, nil
 }
 
-// expired reports whether a token is no longer valid (RFC 7519, section 4.1.4). exp is in Unix seconds.
-func expired(exp float64, now time.Time) bool { return unixSeconds(now) >= exp+leeway }
-
-func (v *Verifier) clientID(claims members) (string, error) {
-	for _, name := range v.config.ClientClaims {
-		id := claims.text(name)
-		if len(id) > maxClientIDBytes {
-			return "", fmt.Errorf("the client's name is over %d bytes", maxClientIDBytes)
-		}
-		if id != "" {
-			return id, nil
-		}
-	}
-	return "", errors.New("no client: none of JWT_CLIENT_CLAIM is a non-empty string")
-}
+// expired reports whether a token is no longer valid (RFC 7519, section 4.1.4). Its times are in Unix seconds.
+func expired(exp, now float64) bool { return now >= exp+leeway }
 
 // members are the members of a JSON object by name, with the text of their values.
 type members map[string][]byte
@@ -115,19 +96,6 @@ func (m members) text(name string) string {
 func (m members) texts(name string) []string {
 	texts, _ := strictjson.Texts(m[name])
 	return texts
-}
-
-// date returns a member in Unix seconds (RFC 7519, section 2). It returns an error if the member is not a number.
-func (m members) date(name string) (seconds float64, given bool, err error) {
-	value, given := m[name]
-	if !given {
-		return 0, false, nil
-	}
-	seconds, err = strconv.ParseFloat(string(value), 64) // which parses no JSON value but a number
-	if err != nil {
-		return 0, true, fmt.Errorf("%s is not a number", name)
-	}
-	return seconds, true, nil
 }
 
 // hasScope reports whether a claim contains Scope. The claim is a string of names separated by single spaces (RFC 6749,

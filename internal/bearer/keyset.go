@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rsa"
 	"encoding/json"
 	"errors"
@@ -39,7 +38,7 @@ const (
 	requestInterval = 30 * time.Second // minimum between fetches for unknown key IDs
 	fetchTimeout    = 5 * time.Second  // for a whole fetch
 	maxKeySetBytes  = 1 << 20
-	maxSkipped      = 100 // keys that one log line names
+	maxSkipped      = 100 // keys in one log line
 )
 
 // raiseRSALimit makes go-jose parse RSA keys over 4,096 bits. It must run before the first key is parsed.
@@ -47,57 +46,53 @@ var raiseRSALimit = sync.OnceFunc(func() { jose.MaxRSAModulusBits = maxRSABits }
 
 // keySet is the authorization server's set of public keys (RFC 7517). Only run fetches it.
 //
-// No library's cache is used, because they fetch the set for every forged key ID or drop the last good set.
+// It is not a library's cache, because those fetch the set for every forged key ID or drop a good set.
 type keySet struct {
-	url        *url.URL
-	client     *http.Client
-	interval   time.Duration // between fetches of a loaded set
-	algorithms []jose.SignatureAlgorithm
-	log        *slog.Logger
+	config Config
+	client *http.Client
+	log    *slog.Logger
 
-	current     atomic.Pointer[[]jose.JSONWebKey] // the last good set; nil until there is one
-	loaded      chan struct{}                     // closed when the first set has been loaded
-	lastSuccess atomic.Int64                      // time of the last successful fetch in Unix seconds; 0: none yet
-	fresh       atomic.Bool                       // the last fetch was successful
+	current     atomic.Pointer[jose.JSONWebKeySet] // the last good set; nil until there is one
+	loaded      chan struct{}                      // closed when the first set has been loaded
+	lastSuccess atomic.Int64                       // time of the last successful fetch in Unix seconds; 0: none yet
 
-	requests  chan chan struct{} // fetches for unknown key IDs; run closes the channel in it when its fetch is done
-	mu        sync.Mutex         // guards requested and done
-	requested time.Time          // when the last such fetch was requested
-	done      chan struct{}      // closed when that fetch is done
+	requests  chan func()   // fetches for unknown key IDs; run calls the function when its fetch is done
+	mu        sync.Mutex    // guards requested and done
+	requested time.Time     // when the last such fetch was requested
+	done      chan struct{} // closed when that fetch is done, or after MaxWait
 
 	// Only run uses these.
 	document []byte // text of the current set; nil until there is one
 	failure  string // error of the last fetch; "" after a successful one
 }
 
-// newKeySet returns the key set at u, which is not loaded yet.
-func newKeySet(u *url.URL, algorithms []jose.SignatureAlgorithm, log *slog.Logger) *keySet {
+// newKeySet returns the key set at c.JWKSURL, which is not loaded yet.
+func newKeySet(c Config, log *slog.Logger) *keySet {
 	raiseRSALimit()
-	interval := httpInterval
-	if u.Scheme == "file" {
-		interval = fileInterval
+	client := &http.Client{
+		Timeout: fetchTimeout,
+		// A redirect is not followed, because it may lead to a host that JWKS_URL may not name.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return &keySet{
-		url: u,
-		client: &http.Client{
-			Timeout: fetchTimeout,
-			// A redirect is not followed, because it may lead to a host that JWKS_URL may not name.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		interval:   interval,
-		algorithms: algorithms,
-		log:        log,
-		loaded:     make(chan struct{}),
-		requests:   make(chan chan struct{}, 1),
+		config:   c,
+		client:   client,
+		log:      log,
+		loaded:   make(chan struct{}),
+		requests: make(chan func(), 1),
 	}
 }
 
-// run fetches the set until ctx is done: at once, after a failure again until there is a set, then every interval, and
+// run fetches the set until ctx is done: at once, after a failure again until there is a set, then at intervals, and
 // whenever refresh requests it.
 func (k *keySet) run(ctx context.Context) {
-	timer, retry := time.NewTimer(0), firstRetry
+	interval, retry := httpInterval, firstRetry
+	if k.config.JWKSURL.Scheme == "file" {
+		interval = fileInterval
+	}
+	timer := time.NewTimer(0)
 	for {
-		var done chan struct{}
+		done := func() {}
 		select {
 		case <-ctx.Done():
 			return
@@ -105,11 +100,9 @@ func (k *keySet) run(ctx context.Context) {
 		case done = <-k.requests:
 		}
 		k.load(ctx)
-		if done != nil {
-			close(done)
-		}
+		done()
 		if k.current.Load() != nil {
-			timer.Reset(k.interval)
+			timer.Reset(interval)
 		} else {
 			timer.Reset(retry)
 			retry = min(2*retry, maxRetry)
@@ -123,7 +116,6 @@ func (k *keySet) load(ctx context.Context) {
 	if err == nil && (k.document == nil || !bytes.Equal(document, k.document)) {
 		err = k.replace(document)
 	}
-	k.fresh.Store(err == nil)
 	if err == nil {
 		k.failure = ""
 		if k.lastSuccess.Swap(time.Now().Unix()) == 0 {
@@ -137,44 +129,12 @@ func (k *keySet) load(ctx context.Context) {
 	k.failure = err.Error()
 }
 
-// replace makes the keys of a document the current set. Keys that may not verify any of the algorithms are skipped and
-// logged with the reason. It returns an error if no key is left.
-func (k *keySet) replace(document []byte) error {
-	var set struct {
-		Keys []json.RawMessage `json:"keys"`
-	}
-	if err := json.Unmarshal(document, &set); err != nil {
-		return errors.New("not a JSON Web Key Set")
-	}
-	var keys []jose.JSONWebKey
-	skipped := []string{} // logged as [], not null
-	for _, data := range set.Keys {
-		key, id, err := parseKey(data, k.algorithms)
-		if err == nil {
-			keys = append(keys, key)
-		} else if len(skipped) < maxSkipped {
-			skipped = append(skipped, fmt.Sprintf("%+q: %v", cut(id), err))
-		}
-	}
-	if len(keys) == 0 {
-		return errors.New(strings.Join(append([]string{"no usable key in the set"}, skipped...), "; "))
-	}
-	k.document = document
-	k.current.Store(&keys)
-	k.log.Info("key set loaded", "keys", len(keys), "skipped", skipped)
-	return nil
-}
-
 // fetch returns the text of the set.
 func (k *keySet) fetch(ctx context.Context) ([]byte, error) {
-	if k.url.Scheme == "file" {
-		return os.ReadFile(k.url.Path)
+	if k.config.JWKSURL.Scheme == "file" {
+		return os.ReadFile(k.config.JWKSURL.Path)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := k.client.Do(r)
+	response, err := k.client.Do((&http.Request{URL: k.config.JWKSURL}).WithContext(ctx))
 	if err != nil {
 		if wrapped, ok := errors.AsType[*url.Error](err); ok {
 			err = wrapped.Err // without the URL, which may contain a password
@@ -196,21 +156,19 @@ func (k *keySet) fetch(ctx context.Context) ([]byte, error) {
 // only key that fits the algorithm. It fetches the set for an unknown ID, within refresh's limits. The error is
 // ErrNoKeys or says that there is no such key.
 func (k *keySet) find(kid string, alg jose.SignatureAlgorithm) ([]jose.JSONWebKey, error) {
-	keys := k.current.Load()
-	if keys == nil {
+	set := k.current.Load()
+	if set == nil {
 		return nil, ErrNoKeys
 	}
-	hasID := func(key jose.JSONWebKey) bool { return key.KeyID == kid }
-	if kid != "" && !slices.ContainsFunc(*keys, hasID) {
+	if kid != "" && len(set.Key(kid)) == 0 {
 		k.refresh()
-		keys = k.current.Load()
+		set = k.current.Load()
 	}
-	var found []jose.JSONWebKey
-	for _, key := range *keys {
-		if (kid == "" || hasID(key)) && Fits(key, alg) {
-			found = append(found, key)
-		}
+	found := set.Key(kid)
+	if kid == "" {
+		found = slices.Clone(set.Keys)
 	}
+	found = slices.DeleteFunc(found, func(key jose.JSONWebKey) bool { return !Fits(key, alg) })
 	if len(found) == 0 || kid == "" && len(found) > 1 {
 		return nil, errors.New("no key of the set for its kid and alg")
 	}
@@ -222,40 +180,65 @@ func (k *keySet) find(kid string, alg jose.SignatureAlgorithm) ([]jose.JSONWebKe
 func (k *keySet) refresh() {
 	k.mu.Lock()
 	if time.Since(k.requested) >= requestInterval {
-		k.requested, k.done = time.Now(), make(chan struct{})
+		done := make(chan struct{})
+		finish := sync.OnceFunc(func() { close(done) })
+		time.AfterFunc(MaxWait, finish)
+		k.requested, k.done = time.Now(), done
 		select {
-		case k.requests <- k.done:
+		case k.requests <- finish:
 		default: // run has ended
 		}
 	}
-	done, wait := k.done, time.Until(k.requested.Add(MaxWait))
+	done := k.done
 	k.mu.Unlock()
-	select {
-	case <-done:
-	case <-time.After(wait):
+	<-done
+}
+
+// replace makes the keys in document the current set, without those that may verify none of the algorithms. It returns
+// an error if no key is left.
+func (k *keySet) replace(document []byte) error {
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
 	}
+	if err := json.Unmarshal(document, &set); err != nil {
+		return errors.New("not a JSON Web Key Set")
+	}
+	var keys []jose.JSONWebKey
+	skipped := []string{} // logged as [], not null
+	for _, data := range set.Keys {
+		key, id, err := k.parseKey(data)
+		if err == nil {
+			keys = append(keys, key)
+		} else if len(skipped) < maxSkipped {
+			skipped = append(skipped, fmt.Sprintf("%+q: %v", cut(id), err))
+		}
+	}
+	if len(keys) == 0 {
+		return errors.New(strings.Join(append([]string{"no usable key in the set"}, skipped...), "; "))
+	}
+	k.document = document
+	k.current.Store(&jose.JSONWebKeySet{Keys: keys})
+	k.log.Info("key set loaded", "keys", len(keys), "skipped", skipped)
+	return nil
 }
 
 // parseKey returns a key and its ID. The error says why the key is skipped.
-func parseKey(data []byte, algorithms []jose.SignatureAlgorithm) (key jose.JSONWebKey, id string, err error) {
+func (k *keySet) parseKey(data []byte) (key jose.JSONWebKey, id string, err error) {
 	object, err := parseObject(data)
 	id = object.text("kid")
 	if err != nil {
 		return key, id, err
 	}
-	_, hasOps := object["key_ops"] // RFC 7517, section 4.3, which go-jose ignores
 	fits := func(alg jose.SignatureAlgorithm) bool { return Fits(key, alg) }
 	switch err := key.UnmarshalJSON(data); {
 	case err != nil:
 		return key, id, fmt.Errorf("%+q", cut(strings.TrimPrefix(err.Error(), "go-jose/go-jose: ")))
-	case hasOps && !slices.Contains(object.texts("key_ops"), "verify"):
+	case object["key_ops"] != nil && !slices.Contains(object.texts("key_ops"), "verify"): // go-jose ignores it
 		return key, id, errors.New("key_ops lacks verify")
-	case key.Use != "" && key.Use != "sig":
-		return key, id, errors.New("use is not sig")
 	case !key.IsPublic():
 		return key, id, errors.New("not a public key")
-	case !slices.ContainsFunc(algorithms, fits):
-		return key, id, errors.New("its type, size and alg fit none of JWT_ALGORITHMS")
+	case !slices.ContainsFunc(k.config.Algorithms, fits):
+		return key, id, errors.New("its type, size, alg and use fit none of JWT_ALGORITHMS")
 	}
 	return key, id, nil
 }
@@ -271,10 +254,8 @@ func Fits(key jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
 		isRSA := strings.HasPrefix(string(alg), "RS") || strings.HasPrefix(string(alg), "PS")
 		return isRSA && public.N.BitLen() >= MinRSABits
 	case *ecdsa.PublicKey: // RFC 7518, section 3.4
-		curves := map[jose.SignatureAlgorithm]elliptic.Curve{
-			jose.ES256: elliptic.P256(), jose.ES384: elliptic.P384(), jose.ES512: elliptic.P521(),
-		}
-		return curves[alg] == public.Curve
+		byBits := map[int]jose.SignatureAlgorithm{256: jose.ES256, 384: jose.ES384, 521: jose.ES512}
+		return byBits[public.Curve.Params().BitSize] == alg
 	case ed25519.PublicKey:
 		return alg == jose.EdDSA
 	}

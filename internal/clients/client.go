@@ -1,7 +1,6 @@
 package clients
 
 import (
-	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -91,9 +90,9 @@ func (c *Client) Allow(clientID string, now time.Time) (wait time.Duration) {
 		limiter = rate.NewLimiter(rate.Limit(q.perMinute)/60, max(1, q.perMinute/6))
 		q.limiters[clientID] = limiter
 	}
-	if limiter.AllowN(now, 1) {
-		return 0
+	session := limiter.ReserveN(now, 1)
+	if wait = session.DelayFrom(now); wait > 0 {
+		session.CancelAt(now)
 	}
-	missing := 1 - limiter.TokensAt(now)
-	return time.Duration(math.Ceil(missing / float64(limiter.Limit()) * float64(time.Second)))
+	return wait
 }

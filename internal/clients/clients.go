@@ -10,8 +10,8 @@ package clients
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -30,10 +30,9 @@ type File struct {
 	path           string
 	minTTL, maxTTL time.Duration
 
-	clients     atomic.Pointer[map[string]*Client]
-	lastSuccess atomic.Int64 // Unix seconds
-	fresh       atomic.Bool
-	document    []byte // the source of clients; only load uses it
+	clients  atomic.Pointer[map[string]*Client]
+	fresh    atomic.Bool
+	document []byte // the source of clients; only load uses it
 }
 
 // Open reads the file. A session_ttl must be from minTTL to maxTTL. The error names the client, the member and the
@@ -73,7 +72,10 @@ func (f *File) Run(ctx context.Context, log *slog.Logger) {
 
 // load reads the file and reports whether its content has changed.
 func (f *File) load() (changed bool, err error) {
-	document, err := readFile(f.path)
+	document, err := os.ReadFile(f.path)
+	if err == nil && len(document) > maxFileSize {
+		err = fmt.Errorf("more than %d bytes", maxFileSize)
+	}
 	if err == nil && (f.document == nil || !bytes.Equal(document, f.document)) {
 		var clients map[string]*Client
 		if clients, err = f.parse(document); err == nil {
@@ -82,38 +84,17 @@ func (f *File) load() (changed bool, err error) {
 		}
 	}
 	f.fresh.Store(err == nil)
-	if err == nil {
-		f.lastSuccess.Store(time.Now().Unix())
-	}
 	return changed, err
 }
-
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular(): // because reading a pipe would block
-		return nil, errors.New("not a regular file")
-	case info.Size() > maxFileSize:
-		return nil, fmt.Errorf("more than %d bytes", maxFileSize)
-	}
-	return os.ReadFile(path)
-}
-
-var unlimited = &Client{}
 
 // Find returns the rules of the client with this name, else those of "*", else nil: the client may do nothing.
 func (f *File) Find(name string) *Client {
 	if f == nil {
-		return unlimited
+		return &Client{}
 	}
 	clients := *f.clients.Load()
-	if c := clients[name]; c != nil {
-		return c
-	}
-	return clients["*"]
+	return cmp.Or(clients[name], clients["*"])
 }
 
-// Status returns the time of the last successful read, in Unix seconds, and whether the latest read succeeded.
-func (f *File) Status() (lastSuccess int64, fresh bool) { return f.lastSuccess.Load(), f.fresh.Load() }
+// Fresh reports whether the latest read succeeded.
+func (f *File) Fresh() bool { return f.fresh.Load() }

@@ -1,18 +1,9 @@
 package clients
 
-import (
-	"errors"
-	"sync"
-)
+import "sync"
 
-// Errors of Shares.Acquire.
-var (
-	ErrFull  = errors.New("too many requests are in work")
-	ErrShare = errors.New("too many of this client's requests are in work")
-)
-
-// Shares limits the number of requests in work, in all and by client. No client can crowd out the others, because one
-// client may hold at most three quarters of the places. Shares is safe for concurrent use.
+// Shares limits the requests in work, in all and by client. One client may hold at most three quarters of the places,
+// so it cannot crowd out the others. Shares is safe for concurrent use.
 type Shares struct {
 	max          int
 	maxPerClient int
@@ -27,20 +18,17 @@ func NewShares(places int) *Shares {
 	return &Shares{max: places, maxPerClient: max(1, places*3/4), byClient: map[string]int{}}
 }
 
-// Acquire takes a place for a client, which must Release it. It returns ErrFull if all places are in use, or ErrShare
-// if the client holds as many as one client may.
-func (s *Shares) Acquire(clientID string) error {
+// Acquire takes a place for a client, which must Release it. It reports false if all places are in use, or as many as
+// one client may hold.
+func (s *Shares) Acquire(clientID string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.inUse >= s.max:
-		return ErrFull
-	case s.byClient[clientID] >= s.maxPerClient:
-		return ErrShare
+	if s.inUse >= s.max || s.byClient[clientID] >= s.maxPerClient {
+		return false
 	}
 	s.inUse++
 	s.byClient[clientID]++
-	return nil
+	return true
 }
 
 // Release gives back a place that the client has acquired.
@@ -59,6 +47,3 @@ func (s *Shares) InUse() int {
 	defer s.mu.Unlock()
 	return s.inUse
 }
-
-// Max returns the number of places.
-func (s *Shares) Max() int { return s.max }

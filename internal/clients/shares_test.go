@@ -14,32 +14,25 @@ func TestShares(t *testing.T) {
 		{places: 5, share: 3}, {places: 8, share: 6}, {places: 2048, share: 1536},
 	} {
 		s := clients.NewShares(tt.places)
-		fill := func(clientID string, want int, wantErr error) {
+		fill := func(clientID string, want int) {
 			t.Helper()
-			got, err := 0, s.Acquire(clientID)
-			for ; err == nil; err = s.Acquire(clientID) {
+			got := 0
+			for s.Acquire(clientID) {
 				got++
 			}
-			if got != want || err != wantErr {
-				t.Errorf("%s acquires %d of %d places, %v, want %d, %v", clientID, got, tt.places, err, want, wantErr)
+			if got != want {
+				t.Errorf("%s acquires %d of %d places, want %d", clientID, got, tt.places, want)
 			}
 		}
-		shareErr := clients.ErrShare
-		if tt.share == tt.places {
-			shareErr = clients.ErrFull
-		}
-		fill("a", tt.share, shareErr)
+		fill("a", tt.share)
 		s.Release("a")
-		fill("a", 1, shareErr)
-		for i := 0; s.InUse() < s.Max(); i++ {
-			if err := s.Acquire(fmt.Sprint("other-", i)); err != nil {
-				t.Fatalf("Acquire with %d of %d places in use = %v", s.InUse(), s.Max(), err)
+		fill("a", 1)
+		for i := 0; s.InUse() < tt.places; i++ {
+			if !s.Acquire(fmt.Sprint("other-", i)) {
+				t.Fatalf("Acquire with %d of %d places in use = false", s.InUse(), tt.places)
 			}
 		}
-		fill("last", 0, clients.ErrFull)
-		if s.Max() != tt.places {
-			t.Errorf("Max() = %d, want %d", s.Max(), tt.places)
-		}
+		fill("last", 0)
 	}
 }
 
@@ -49,7 +42,7 @@ func TestSharesConcurrently(t *testing.T) {
 	for i := range 16 {
 		running.Go(func() {
 			for n := range 1000 {
-				if id := fmt.Sprint(i, n%3); s.Acquire(id) == nil {
+				if id := fmt.Sprint(i, n%3); s.Acquire(id) {
 					s.Release(id)
 				}
 			}

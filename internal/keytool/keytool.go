@@ -2,15 +2,11 @@
 package keytool
 
 import (
+	"cmp"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -24,117 +20,142 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Key is a private key that signs tokens.
-type Key struct {
-	ID        string // the kid of key sets and tokens
-	Algorithm jose.SignatureAlgorithm
-	Private   crypto.Signer
-}
-
-// Generate returns a new key for alg, one of bearer.Algorithms.
-func Generate(alg jose.SignatureAlgorithm) (Key, error) {
-	var private crypto.Signer
-	var err error
-	switch alg {
-	case jose.EdDSA:
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	case jose.ES256:
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case jose.ES384:
-		private, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case jose.ES512:
-		private, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	default:
-		private, err = rsa.GenerateKey(rand.Reader, bearer.MinRSABits)
+// Keygen runs "authsession keygen". It writes a new private key to the file of -out and prints the key set with its
+// public key, which it also writes to the file of -jwks. It overwrites no file, and leaves none if it fails.
+func Keygen(args []string, stdout, stderr io.Writer) error {
+	flags := newFlags("keygen", stderr)
+	keyFile := flags.String("out", "", "write the private key to this new `file` (PKCS#8 PEM)")
+	setFile := flags.String("jwks", "", "also write the key set to this new `file`")
+	// ES256 is the default because every verifier knows it, and so do the hardware modules of banks. Its keys and
+	// signatures are small.
+	name := flags.String("alg", string(jose.ES256), "sign with this `algorithm`, one of the service's JWT_ALGORITHMS")
+	if err := parseFlags(flags, args); err != nil {
+		return err
 	}
+	alg := jose.SignatureAlgorithm(*name)
+	switch {
+	case *keyFile == "":
+		return errors.New("-out is required: a new file for the private key")
+	case !slices.Contains(bearer.Algorithms, alg):
+		return fmt.Errorf("-alg must be one of %s", bearer.Algorithms)
+	}
+	key, err := Generate(alg)
 	if err != nil {
-		return Key{}, fmt.Errorf("generating a key: %w", err)
+		return err
 	}
-	return newKey(alg, private)
-}
-
-func newKey(alg jose.SignatureAlgorithm, private crypto.Signer) (Key, error) {
-	id, err := keyID(jose.JSONWebKey{Key: private.Public()})
-	return Key{ID: id, Algorithm: alg, Private: private}, err
-}
-
-// keyID returns the key's SHA-256 thumbprint (RFC 7638), so that a key has the same kid wherever it is published.
-func keyID(public jose.JSONWebKey) (string, error) {
-	thumbprint, err := public.Thumbprint(crypto.SHA256)
-	return base64.RawURLEncoding.EncodeToString(thumbprint), err
-}
-
-// Public returns the public key with its kid, alg and use.
-func (k Key) Public() jose.JSONWebKey {
-	return jose.JSONWebKey{Key: k.Private.Public(), KeyID: k.ID, Algorithm: string(k.Algorithm), Use: "sig"}
-}
-
-// Set returns a key set, as JSON, that holds only the public key.
-func (k Key) Set() ([]byte, error) {
-	return json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{k.Public()}})
-}
-
-// Issue returns a token that is valid from now for ttl. It adds iat, exp and jti to the claims in texts, and leaves out
-// those that are "".
-func (k Key) Issue(ttl time.Duration, texts map[string]string) (string, error) {
-	now := time.Now()
-	claims := map[string]any{"iat": now.Unix(), "exp": now.Add(ttl).Unix(), "jti": rand.Text()}
-	for name, text := range texts {
-		if text != "" {
-			claims[name] = text
+	encoded, err := x509.MarshalPKCS8PrivateKey(key.Private)
+	if err != nil {
+		return fmt.Errorf("encoding the key: %w", err)
+	}
+	set, err := key.Set()
+	if err != nil {
+		return err
+	}
+	set = append(set, '\n')
+	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded})
+	if err := writeNew("-out", *keyFile, 0o600, private); err != nil {
+		return err
+	}
+	if *setFile != "" {
+		if err := writeNew("-jwks", *setFile, 0o644, set); err != nil {
+			return errors.Join(err, os.Remove(*keyFile))
 		}
 	}
-	return k.sign(claims, "at+jwt") // a service accepts this type with and without JWT_TYP
-}
-
-// Sign returns claims as a compact JWT of type JWT.
-func (k Key) Sign(claims map[string]any) (string, error) { return k.sign(claims, "JWT") }
-
-func (k Key) sign(claims map[string]any, typ jose.ContentType) (string, error) {
-	options := (&jose.SignerOptions{}).WithType(typ).WithHeader("kid", k.ID)
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.Algorithm, Key: k.Private}, options)
-	if err != nil {
-		return "", err
-	}
-	payload, err := json.Marshal(claims)
-	if err != nil {
-		return "", err
-	}
-	signed, err := signer.Sign(payload)
-	if err != nil {
-		return "", err
-	}
-	return signed.CompactSerialize()
-}
-
-// readPEM returns the first private or public key in a file, as a type of package crypto, or nil if it holds no key.
-func readPEM(file string) (key any, err error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", err)
-	}
-	for block, rest := pem.Decode(data); block != nil && key == nil; block, rest = pem.Decode(rest) {
-		switch block.Type { // "EC PARAMETERS" may precede a key
-		case "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case "EC PRIVATE KEY":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case "RSA PRIVATE KEY":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		case "PUBLIC KEY":
-			key, err = x509.ParsePKIXPublicKey(block.Bytes)
+	if _, err := stdout.Write(set); err != nil {
+		if *setFile != "" {
+			err = errors.Join(err, os.Remove(*setFile))
 		}
+		return fmt.Errorf("printing the key set: %w", errors.Join(err, os.Remove(*keyFile)))
+	}
+	return nil
+}
+
+// writeNew writes data to the file that a flag names, which must not exist. It leaves no file if it fails.
+func writeNew(flagName, file string, mode os.FileMode, data []byte) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return fmt.Errorf("%s must be a new file: %w", flagName, err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(file))
+	}
+	return nil
+}
+
+// JWKS runs "authsession jwks". It prints the key set of the keys in PEM files, one key per file. For a private key it
+// prints the public key. If one file is wrong, it prints nothing and returns an error.
+func JWKS(args []string, stdout, stderr io.Writer) error {
+	flags := newFlags("jwks a.pem b.pem …", stderr)
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() == 0 {
+		return errors.New("jwks needs the files of keys")
+	}
+	var set jose.JSONWebKeySet
+	for _, file := range flags.Args() {
+		key, fitting, err := readKey(file)
 		if err != nil {
-			key, err = nil, nil // because an interface that holds a nil pointer does not equal nil
+			return fmt.Errorf("%s %w", file, err)
 		}
+		if len(set.Key(key.KeyID)) > 0 {
+			return fmt.Errorf("%s holds a key that another file has too", file)
+		}
+		if len(fitting) == 1 { // an RSA key stays valid for each RSA algorithm in JWT_ALGORITHMS
+			key.Algorithm = string(fitting[0])
+		}
+		set.Keys = append(set.Keys, key.Public())
 	}
-	return key, nil
+	encoded, err := json.Marshal(set)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s\n", encoded)
+	return err
 }
 
-// fittingAlgorithms returns those of bearer.Algorithms that a public key can verify. Only RSA keys fit several.
-func fittingAlgorithms(public jose.JSONWebKey) []jose.SignatureAlgorithm {
-	return slices.DeleteFunc(slices.Clone(bearer.Algorithms),
-		func(alg jose.SignatureAlgorithm) bool { return !bearer.Fits(public, alg) })
+// Token runs "authsession token". It prints a token that the private key of -key signs.
+func Token(args []string, stdout, stderr io.Writer) error {
+	const maxTTL = 365 * 24 * time.Hour
+	flags := newFlags("token", stderr)
+	file := flags.String("key", "", "sign with the private key in this `file` (PEM)")
+	name := flags.String("alg", "", "sign with this `algorithm`; only an RSA key that is not for RS256 needs it")
+	client := flags.String("client", "", "the client's `name` (client_id)")
+	scopes := flags.String("scope", bearer.Scope, "scope `names`, separated by spaces")
+	issuer := flags.String("issuer", "", "iss, as the service's `JWT_ISSUER`")
+	audience := flags.String("audience", "", "aud, as the service's `JWT_AUDIENCE`")
+	ttl := flags.Duration("ttl", time.Hour, "lifetime of the token; for more than 24h set JWT_MAX_LIFETIME")
+	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	switch {
+	case *file == "":
+		return errors.New("-key is required: the private key's file")
+	case *client == "":
+		return errors.New("-client is required: the client's name")
+	case *ttl < time.Second || *ttl > maxTTL:
+		return fmt.Errorf("-ttl must be from %s to %s", time.Second, maxTTL)
+	}
+	key, fitting, err := readKey(*file)
+	if err != nil {
+		return fmt.Errorf("-key %w", err)
+	}
+	private, ok := key.Key.(crypto.Signer)
+	if !ok {
+		return errors.New("-key must hold a private key")
+	}
+	alg := cmp.Or(jose.SignatureAlgorithm(*name), fitting[0])
+	if !slices.Contains(fitting, alg) {
+		return fmt.Errorf("-alg must be one of %s for this -key", fitting)
+	}
+	claims := map[string]string{"client_id": *client, "scope": *scopes, "iss": *issuer, "aud": *audience}
+	token, err := Key{ID: key.KeyID, Algorithm: alg, Private: private}.Issue(*ttl, claims)
+	if err != nil {
+		return fmt.Errorf("signing the token: %w", err)
+	}
+	_, err = fmt.Fprintln(stdout, token)
+	return err
 }
 
 // newFlags returns the flags of a command. Its errors and its help go to stderr.

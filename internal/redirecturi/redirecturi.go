@@ -11,35 +11,16 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-
-	"golang.org/x/net/idna"
 )
 
 const maxLength = 2048 // bytes
 
-const alphanumerics = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-
-// Sets of characters are tables, because strings.Trim would build one from its cutset in each call.
-var (
-	uriCharacters    = setOf(alphanumerics + "-._~:/?[]@!$&'()*+,;=") // RFC 3986, without the percent sign
-	schemeCharacters = setOf(alphanumerics + "+-.")
-	labelCharacters  = setOf(alphanumerics + "-")
-	digits           = setOf("0123456789")
-	hexDigits        = setOf("0123456789abcdefABCDEF")
-)
-
-func setOf(characters string) *[256]bool {
-	var set [256]bool
-	for _, c := range []byte(characters) {
-		set[c] = true
-	}
-	return &set
-}
-
-// consistsOf reports whether set contains every byte of text.
-func consistsOf(text string, set *[256]bool) bool {
+// consistsOf reports whether text has only ASCII letters, digits and the bytes of more. (strings.Trim took 2.5 times as
+// long for a whole Check.)
+func consistsOf(text, more string) bool {
 	for i := range len(text) {
-		if !set[text[i]] {
+		c := text[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte(more, c) >= 0) {
 			return false
 		}
 	}
@@ -120,28 +101,28 @@ func checkWeb(scheme, authority string) error {
 // CheckCharacters returns an error unless uri consists of RFC 3986's characters and well-formed percent-escapes. It
 // rejects escaped control characters and escaped backslashes, because browsers read a backslash as a slash.
 func CheckCharacters(uri string) error {
-	for i := 0; i < len(uri); i++ {
-		if uriCharacters[uri[i]] {
-			continue
-		}
-		if uri[i] != '%' {
-			return errors.New("must have only the characters of RFC 3986")
-		}
-		c, err := strconv.ParseUint(uri[i+1:min(i+3, len(uri))], 16, 8)
-		if err != nil || i+3 > len(uri) {
+	if !consistsOf(uri, "%-._~:/?[]@!$&'()*+,;=") {
+		return errors.New("must have only the characters of RFC 3986")
+	}
+	_, escapes, found := strings.Cut(uri, "%")
+	if !found {
+		return nil
+	}
+	for escape := range strings.SplitSeq(escapes, "%") {
+		c, err := strconv.ParseUint(escape[:min(2, len(escape))], 16, 8)
+		switch {
+		case err != nil || len(escape) < 2:
 			return errors.New("must have two hex digits after each percent sign")
-		}
-		if c < ' ' || c == 0x7F || c == '\\' {
+		case c < ' ' || c == 0x7F || c == '\\':
 			return errors.New("must not have an escaped control character or backslash")
 		}
-		i += 2
 	}
 	return nil
 }
 
 // validScheme reports whether scheme, in lower case, follows RFC 3986, section 3.1.
 func validScheme(scheme string) bool {
-	return scheme != "" && 'a' <= scheme[0] && scheme[0] <= 'z' && consistsOf(scheme, schemeCharacters)
+	return scheme != "" && 'a' <= scheme[0] && scheme[0] <= 'z' && consistsOf(scheme, "+-.")
 }
 
 // hasDotSegment reports whether a segment of path is "." or "..", plain or escaped, with or without a parameter. An
@@ -175,36 +156,25 @@ func validIPv6(host string) bool {
 	return opened && closed && err == nil && ip.Is6() && ip.Zone() == ""
 }
 
-// validHost reports whether host is a dotted-quad IPv4 address or a DNS name (RFC 1123, section 2.1). A label that
-// begins with xn-- must be a valid A-label (RFC 5890, section 2.3.2.1).
+// validHost reports whether host is a dotted-quad IPv4 address or a DNS name (RFC 1123, section 2.1).
 func validHost(host string) bool {
 	if isNumber(host[strings.LastIndexByte(host, '.')+1:]) { // browsers parse such a host as IPv4
 		ip, err := netip.ParseAddr(host)
 		return err == nil && ip.Is4()
 	}
 	for label := range strings.SplitSeq(host, ".") {
-		if len(label) < 1 || len(label) > 63 || !consistsOf(label, labelCharacters) ||
+		if len(label) < 1 || len(label) > 63 || !consistsOf(label, "-") ||
 			label[0] == '-' || label[len(label)-1] == '-' {
 			return false
-		}
-		if len(label) >= 4 && strings.EqualFold(label[:4], "xn--") {
-			if _, err := idnaProfile.ToASCII(label); err != nil {
-				return false
-			}
 		}
 	}
 	return len(host) <= 253
 }
 
-// idnaProfile has the rules of browsers for internationalised names: UTS 46 with the options of "domain to ASCII" in
-// the WHATWG URL Standard.
-var idnaProfile = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.CheckJoiners(true), idna.CheckHyphens(false),
-	idna.StrictDomainName(false), idna.Transitional(false))
-
 // isNumber reports whether browsers parse label as a number, which is decimal, or hex after 0x.
 func isNumber(label string) bool {
 	if len(label) >= 2 && strings.EqualFold(label[:2], "0x") {
-		return consistsOf(label[2:], hexDigits)
+		return strings.Trim(label[2:], "0123456789abcdefABCDEF") == ""
 	}
-	return consistsOf(label, digits)
+	return strings.Trim(label, "0123456789") == ""
 }

@@ -87,7 +87,7 @@ var checkTests = []struct {
 		"https://-a.example/", "https://a-.example/", "https://a.-example/", "https://a.example-/", "https://-/",
 		"https://a_b.example/", "https://_dmarc.example/", "https://*.example.com/", "https://a,b.example/", "https://a;b/",
 		"https://a!b/", "https://$a/", "https://a(b)/", "https://a=b/", "https://a'b/", "https://a+b/", "https://a&b/",
-		"https://~a/", "https://xn--a.example/", "https://XN--A.example/", "https://a.xn--0", "https://xn--zz/",
+		"https://~a/",
 		"https://" + label(64) + ".example/", "https://example." + label(64), "https://" + host(254) + "/",
 		"https://" + host(254) + ":443/", "https://example.1/", "https://example.123/", "https://example.0x1f/",
 		"https://example.0X1F/", "https://example.0x/", "https://1/", "https://0x7f000001/", "https://2130706433/",
@@ -234,8 +234,8 @@ func TestCheckCharacters(t *testing.T) {
 		{text: "azAZ09-._~:/?[]@!$&'()*+,;="},
 		{text: "%20%41%2f%2F%7e%80%fF%25%2500"},
 		{text: "a#%", want: "must have only the characters of RFC 3986"},
-		{text: "% 1#", want: "must have two hex digits after each percent sign"},
-		{text: "%5c#", want: "must not have an escaped control character or backslash"},
+		{text: "%+1", want: "must have two hex digits after each percent sign"},
+		{text: "%5c", want: "must not have an escaped control character or backslash"},
 	} {
 		if err := redirecturi.CheckCharacters(tt.text); (err != nil || tt.want != "") && fmt.Sprint(err) != tt.want {
 			t.Errorf("CheckCharacters(%q) = %v, want %q", tt.text, err, tt.want)

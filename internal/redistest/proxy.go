@@ -22,26 +22,26 @@ type Proxy struct {
 	mode      atomic.Pointer[Mode]
 	listener  *net.TCPListener
 	accepting sync.WaitGroup
-	conns     []net.Conn // ever accepted; accept's while it runs
+	conns     []net.Conn // all that were accepted; only accept uses it while it runs
 }
 
-// Mode is what becomes of a reply, or of a part of one, that came from Redis at a time.
+// Mode handles a reply, or a part of one, that Redis sent at the time came.
 type Mode func(client *net.TCPConn, reply []byte, came time.Time)
 
-// Pass passes a reply on.
+// Pass forwards a reply.
 func Pass(client *net.TCPConn, reply []byte, _ time.Time) { _, _ = client.Write(reply) }
 
-// Late passes each reply on so much later than it came.
-func Late(by time.Duration) Mode {
+// Late forwards each reply with this delay.
+func Late(delay time.Duration) Mode {
 	return func(client *net.TCPConn, reply []byte, came time.Time) {
-		time.Sleep(time.Until(came.Add(by)))
+		time.Sleep(time.Until(came.Add(delay)))
 		Pass(client, reply, came)
 	}
 }
 
 var timeReply = regexp.MustCompile(`\*2\r\n\$10\r\n(\d{10})\r\n\$`)
 
-// ClockAhead answers TIME by a clock that is so far ahead.
+// ClockAhead answers TIME as a Redis whose clock is ahead.
 func ClockAhead(by time.Duration) Mode {
 	return func(client *net.TCPConn, reply []byte, came time.Time) {
 		Pass(client, timeReply.ReplaceAllFunc(reply, func(b []byte) []byte {
@@ -61,15 +61,20 @@ func StartProxy(t testing.TB, redisAddr string, mode Mode) *Proxy {
 	p.accepting.Go(p.accept)
 	t.Cleanup(func() {
 		_ = p.listener.Close()
-		p.accepting.Wait()
-		for _, c := range p.conns {
-			_ = c.Close()
-		}
+		p.closeAll()
 	})
 	return p
 }
 
-// Set changes the mode, from the next reply on.
+// closeAll closes all connections once accept has ended.
+func (p *Proxy) closeAll() {
+	p.accepting.Wait()
+	for _, c := range p.conns {
+		_ = c.Close()
+	}
+}
+
+// Set changes the mode from the next reply on.
 func (p *Proxy) Set(mode Mode) { p.mode.Store(&mode) }
 
 func (p *Proxy) accept() {
@@ -98,7 +103,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 		data []byte
 		came time.Time
 	}
-	replies := make(chan reply, 1000) // read while a mode sleeps
+	replies := make(chan reply, 1000) // so that reading goes on while a mode sleeps
 	go func() {
 		defer close(replies)
 		for {

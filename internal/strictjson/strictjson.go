@@ -8,6 +8,7 @@ package strictjson
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -51,12 +52,9 @@ func Object(data []byte, member func(name, value []byte)) error {
 		return reason(err)
 	}
 	for d.PeekKind() != '}' {
-		name, err := next(d, data)
-		if err != nil {
-			return reason(err)
-		}
-		value, err := next(d, data)
-		if err != nil {
+		name, nameErr := next(d, data)
+		value, valueErr := next(d, data)
+		if err := cmp.Or(nameErr, valueErr); err != nil {
 			return reason(err)
 		}
 		member(unquote(name), value)

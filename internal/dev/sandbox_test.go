@@ -1,0 +1,331 @@
+package dev_test
+
+import (
+	"cmp"
+	"encoding/json"
+	"html"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"authsession/internal/redistest"
+	"authsession/internal/testkit"
+)
+
+// get opens a page of the sandbox and checks its headers.
+func (d *testDev) get(t *testing.T, path string) testkit.Answer {
+	t.Helper()
+	response, err := d.browser.Get(d.page + path)
+	return readPage(t, response, err)
+}
+
+// post sends the page's form.
+func (d *testDev) post(t *testing.T, secret, token, action, host string) testkit.Answer {
+	t.Helper()
+	form := url.Values{"sess_id": {secret}, "token": {token}, "action": {action}, "host": {host}}
+	response, err := d.browser.PostForm(d.page, form)
+	return readPage(t, response, err)
+}
+
+// formToken returns the token in the page of a session; "" if it has none.
+func (d *testDev) formToken(t *testing.T, secret string) string {
+	t.Helper()
+	match := regexp.MustCompile(`name="token" value="([0-9a-f]{64})"`).FindSubmatch(d.get(t, "/?sess_id="+secret).Body)
+	return string(append(match, nil, nil)[1])
+}
+
+// count returns the number of records.
+func (d *testDev) count(t *testing.T) int {
+	return len(d.redis.Keys(t.Context(), d.Config.KeyPrefix+"*").Val())
+}
+
+func readPage(t *testing.T, response *http.Response, err error) testkit.Answer {
+	t.Helper()
+	a := testkit.ReadAnswer(t, response, err)
+	for name, want := range map[string]string{
+		"Cache-Control": "^no-store$",
+		"Content-Security-Policy": `^default-src 'none'; base-uri 'none'; ` +
+			`script-src 'nonce-\w{26}'; style-src 'nonce-\w{26}'(; connect-src 'self')?$`,
+		"Content-Type":           "^text/html; charset=utf-8$",
+		"Referrer-Policy":        "^no-referrer$",
+		"X-Content-Type-Options": "^nosniff$",
+	} {
+		if got := a.Header.Get(name); !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("%s = %q, want %s", name, got, want)
+		}
+	}
+	return a
+}
+
+// script is the pattern of the page's script: what it posts, to which origin, and where a popup goes after it.
+func script(message, host, next string) *regexp.Regexp {
+	return regexp.MustCompile(`data-message="` + message + `" data-host="` + host + `" data-next="` + next + `">`)
+}
+
+// failure is the pattern of a message that says why there is no consent.
+func failure(code, kind, id string) string {
+	return `\{"error":"` + code + `","errorDescription":"[^"]+","errorID":"` + id + `","errorType":"` + kind +
+		`","errorURI":"https://[^"]+","isCompleted":false\}\n`
+}
+
+func TestConsentPage(t *testing.T) {
+	d := newTestDev(t, nil)
+	expires := time.Now().Add(119*time.Hour + 30*time.Minute)
+	for _, test := range []struct {
+		name    string
+		members map[string]any
+		want    []string
+	}{
+		{name: "escaped", members: map[string]any{"end_user_id": `<i>"&'$title`, "institution_id": "<b>${client}",
+			"permissions": []string{"accounts", "<u>balances"}, "arrangement_id": "arr_<s>"},
+			want: []string{"<dd>acme</dd>", "<dd>&lt;i&gt;&#34;&amp;&#39;$title</dd>", "<dd>&lt;b&gt;${client}</dd>",
+				"<dd>accounts, &lt;u&gt;balances</dd>", "<dd>arr_&lt;s&gt;</dd>", "Sandbox.", `value="approve"`, `value="cancel"`}},
+		{name: "nothing given", want: []string{"<dd>all that the app may ask for</dd>", ">29 min 5"}},
+		{name: "no permissions", members: map[string]any{"permissions": []string{}}, want: []string{"<dd>nothing</dd>"}},
+		{name: "days", members: map[string]any{"expires_at": expires.Unix()},
+			want: []string{">119 h 29 min 5", expires.UTC().Format("2 January, 15:04:05 UTC")}},
+	} {
+		secret, _ := d.session(t, test.members)
+		d.get(t, "/?sess_id="+secret)
+		a := d.get(t, "/?sess_id="+secret) // people reload
+		page := string(a.Body)
+		for _, want := range test.want {
+			if a.Status != 200 || !strings.Contains(page, want) {
+				t.Errorf("%s: the page is %d %s, want %q in it", test.name, a.Status, page, want)
+			}
+		}
+		if regexp.MustCompile("<[ibus]>").MatchString(page) {
+			t.Errorf("%s: the page has a value unescaped: %s", test.name, page)
+		}
+		if !script("", "", "").MatchString(page) || d.count(t) == 0 {
+			t.Errorf("%s: the page has posted a message or ended the session: %s", test.name, page)
+		}
+	}
+}
+
+func TestDecide(t *testing.T) {
+	d := newTestDev(t, nil)
+	const success, cancel, host = "https://acme.com:8443/s?x=%41&x=+", "http://localhost:3000/c?", "https://p.example"
+	for _, test := range []struct {
+		name, redirect, cancel string
+		arrangement            string
+		action, host           string
+		want                   string // the URI that the end user goes back to, up to the parameters; "" if none
+	}{
+		{name: "approve", redirect: success, cancel: cancel, action: "approve", want: success + "&"},
+		{name: "cancel", redirect: success, cancel: cancel, action: "cancel", want: cancel + "&"},
+		{name: "app", redirect: "com.example.app:/done", action: "approve", want: "com.example.app:/done?"},
+		{name: "renewal", redirect: "https://a.com", arrangement: "arr&<", action: "approve", want: "https://a.com?"},
+		{name: "approve without its URI", cancel: cancel, action: "approve"},
+		{name: "cancel without its URI", redirect: success, action: "cancel"},
+		{name: "approve framed", redirect: success, cancel: cancel, action: "approve", host: host, want: success + "&"},
+		{name: "cancel framed", redirect: success, cancel: cancel, action: "cancel", host: host, want: cancel + "&"},
+	} {
+		// The empty members are as if they were not given.
+		secret, id := d.session(t, map[string]any{"redirect_uri": test.redirect, "cancel_uri": test.cancel,
+			"arrangement_id": test.arrangement})
+		a := d.post(t, secret, d.formToken(t, secret), test.action, test.host)
+		wantURI, wantMessage := "", ""
+		if test.want != "" {
+			wantURI = regexp.QuoteMeta(test.want) + map[string]string{
+				"approve": `consent_id=([A-Z2-7]{26}|arr%26%3C)`,
+				"cancel": `error=access_denied&error_description=[^&]+&error_id=` + id +
+					`&error_type=CONSENT_ENDUSER_DENIED&error_uri=https%3A[^&]+`,
+			}[test.action]
+			wantMessage = `,"redirectURL":"` + wantURI + `"`
+		}
+		if test.action == "approve" {
+			wantMessage = `\{"consentID":"([A-Z2-7]{26}|arr&<)","isCompleted":true` + wantMessage + `\}\n`
+		} else {
+			wantMessage = failure("access_denied", "CONSENT_ENDUSER_DENIED", id)
+		}
+		body := html.UnescapeString(string(a.Body))
+		if !script(wantMessage, test.host, wantURI).MatchString(body) || d.count(t) != 0 {
+			t.Errorf("%s: the page is %s, want the message %s and no session left", test.name, body, wantMessage)
+		}
+		wantStatus := 303
+		if test.host != "" || test.want == "" {
+			wantStatus, wantURI = 200, ""
+		}
+		location := a.Header.Get("Location")
+		if a.Status != wantStatus || !regexp.MustCompile("^"+wantURI+"$").MatchString(location) {
+			t.Errorf("%s: %d to %q, want %d to %s", test.name, a.Status, location, wantStatus, wantURI)
+		}
+	}
+}
+
+// A frame gets a cookie of its own, because browsers keep the usual one from frames of other sites.
+func TestCookie(t *testing.T) {
+	d := newTestDev(t, nil)
+	secret, _ := d.session(t, nil)
+	for dest, want := range map[string]string{
+		"":       "Path=/; HttpOnly; SameSite=Lax",
+		"iframe": "Path=/; HttpOnly; Secure; SameSite=None; Partitioned",
+	} {
+		r, err := http.NewRequest("GET", d.page+"/?sess_id="+secret, nil)
+		testkit.Must(t, err)
+		r.Header.Set("Sec-Fetch-Dest", dest)
+		response, err := testkit.Client.Do(r)
+		got := readPage(t, response, err).Header.Get("Set-Cookie")
+		if !regexp.MustCompile(`^authsession-sandbox=\w{26}; ` + want + `$`).MatchString(got) {
+			t.Errorf("Sec-Fetch-Dest %q: Set-Cookie = %q, want %q", dest, got, want)
+		}
+	}
+}
+
+// A form that the page did not make for this session and browser decides nothing.
+func TestDecideRefuses(t *testing.T) {
+	d := newTestDev(t, nil)
+	secret, _ := d.session(t, nil)
+	other, _ := d.session(t, nil)
+	browser, stranger := d.browser, newBrowser(t)
+	d.browser = stranger
+	d.get(t, "/?sess_id="+secret) // sets a cookie
+	d.browser = browser
+	token := d.formToken(t, secret)
+	for _, test := range []struct {
+		name, secret, token, action string
+		browser                     *http.Client // nil: the one with the form
+	}{
+		{name: "no form"},
+		{name: "no token", secret: secret, action: "approve"},
+		{name: "longer token", secret: secret, action: "approve", token: token + "0"},
+		{name: "token of another session", secret: secret, action: "approve", token: d.formToken(t, other)},
+		{name: "unknown action", secret: secret, token: token, action: "Approve"},
+		{name: "another cookie", secret: secret, token: token, action: "approve", browser: stranger},
+	} {
+		d.browser = cmp.Or(test.browser, browser)
+		if a := d.post(t, test.secret, test.token, test.action, ""); a.Status != 403 || d.count(t) != 2 {
+			t.Errorf("%s: %d with %d sessions left, want 403 and 2", test.name, a.Status, d.count(t))
+		}
+	}
+}
+
+// An unknown, expired or used session is 404, or 410 after its form. One that cannot be read is 503, and the advice
+// after a form is never to try again, because GETDEL may have used the session up. A framing page is told of both.
+func TestFail(t *testing.T) {
+	server := redistest.StartProxy(t, redistest.Addr(t), redistest.Pass)
+	d := newTestDev(t, map[string]string{"REDIS_URL": "redis://" + server.Addr})
+	for _, test := range []struct{ name, value, cause string }{
+		{name: "no session", cause: "nil"},
+		{name: "broken JSON", value: `{"v":1`, cause: "decoding the record"},
+		{name: "badly sealed", value: "\x01sealed and not by us, at some length", cause: "decoding the record"},
+		{name: "another version", value: `{"v":2}`, cause: "version 2"},
+		{name: "script", value: `{"v":1,"redirect_uri":"javascript:alert(1)"}`, cause: "must be https"},
+		{name: "Redis fails", value: "any", cause: "EOF"},
+	} {
+		secret, _ := d.session(t, nil)
+		token := d.formToken(t, secret)
+		d.write(t, secret, []byte(test.value))
+		onLoad, onForm, message := 503, 503, failure("server_error", "LINK_INTERNAL_ERROR", `(\w+)`)
+		tryAgain := "The session can't be read. Try again in a moment."
+		switch test.cause {
+		case "nil":
+			testkit.Must(t, d.redis.Del(t.Context(), d.key(secret)).Err())
+			onLoad, onForm, message = 404, 410, failure("invalid_request", "LINK_INVALID_SESSION", `(\w+)`)
+			tryAgain = "Start again where you came from."
+		case "EOF":
+			server.Set(func(client *net.TCPConn, _ []byte, _ time.Time) { _ = client.Close() })
+		}
+		check := func(a testkit.Answer, wantStatus int, host, advice string) {
+			t.Helper()
+			body := html.UnescapeString(string(a.Body))
+			match := script(message, host, "").FindStringSubmatch(body)
+			if a.Status != wantStatus || match == nil || !strings.Contains(body, advice) {
+				t.Fatalf("%s: %d %s, want %d, %s, %s", test.name, a.Status, body, wantStatus, message, advice)
+			}
+			if cause, _ := d.log.Line(t, "error_id", match[1])["cause"].(string); !strings.Contains(cause, test.cause) {
+				t.Errorf("%s: the log has the cause %q, want %s", test.name, cause, test.cause)
+			}
+		}
+		check(d.get(t, "/?sess_id="+secret), onLoad, "", tryAgain)
+		check(d.post(t, secret, token, "approve", "https://p.example"), onForm, "https://p.example", "Start again where")
+		if d.log.Has(secret) || d.log.Has(token) {
+			t.Errorf("%s: the log holds a secret or a form's token", test.name)
+		}
+	}
+}
+
+// rows returns what the front page lists.
+func (d *testDev) rows(t *testing.T) (rows [][]string) {
+	t.Helper()
+	response, err := d.browser.Get(d.page + "/sessions")
+	a := testkit.ReadAnswer(t, response, err)
+	testkit.Must(t, json.Unmarshal(a.Body, &rows))
+	return rows
+}
+
+// The button creates a session as a backend does, and shows request and response but no token. Pages of other
+// sites cannot use it.
+func TestFrontPage(t *testing.T) {
+	d := newTestDev(t, nil)
+	page := string(d.get(t, "/").Body)
+	if !strings.Contains(page, "Create a session") || strings.Contains(page, "$") || len(d.rows(t)) != 0 {
+		t.Errorf("the front page is %s, listing %v", page, d.rows(t))
+	}
+	response, err := d.browser.PostForm(d.page+"/sessions", nil)
+	page = html.UnescapeString(string(readPage(t, response, err).Body))
+	link := regexp.MustCompile(`href="([^"]*sess_id=(\w+))"`).FindStringSubmatch(page)
+	if link == nil || link[1] != d.page+"/?sess_id="+link[2] {
+		t.Fatalf("the front page has no link to the consent page: %s", page)
+	}
+	for _, want := range []string{"POST " + d.api + "/auth/session\n", "Authorization: Bearer eyJ", "…\n", "200 OK",
+		`"redirect_uri": "` + d.page + `/callback"`, `"auth_url"`} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the front page does not show %q: %s", want, page)
+		}
+	}
+	row := strings.Join(d.rows(t)[0], "|")
+	const want = `^waits for its end user\|\w{26}\|acme for eu_2yRHN2ag2y4p8kCtm5DOeccZEXB\|29 min 5\d s left$`
+	if !regexp.MustCompile(want).MatchString(row) {
+		t.Errorf("the list has %q, want %s", row, want)
+	}
+	r, err := http.NewRequest("POST", d.page+"/sessions", nil)
+	testkit.Must(t, err)
+	r.Header.Set("Sec-Fetch-Site", "same-site")
+	response, err = d.browser.Do(r)
+	if a := testkit.ReadAnswer(t, response, err); a.Status != 403 {
+		t.Errorf("POST /sessions from another site = %d, want 403", a.Status)
+	}
+}
+
+// The list has the last 20 sessions that came by, under both paths of the service, and what became of them.
+func TestSessionList(t *testing.T) {
+	d := newTestDev(t, nil)
+	var secrets []string
+	for i := range 25 {
+		var created testkit.SessionAnswer
+		d.do(t, "POST", []string{"/auth/session", "/v1/auth/session"}[i%2], `{"x":1}`, nil).Decode(t, &created)
+		secrets = append(secrets, created.SessionID)
+	}
+	d.do(t, "POST", "/auth/session", "{}", nil) // is refused
+	d.post(t, secrets[22], d.formToken(t, secrets[22]), "approve", "")
+	d.post(t, secrets[23], d.formToken(t, secrets[23]), "cancel", "")
+	testkit.Must(t, d.redis.Del(t.Context(), d.key(secrets[24])).Err())
+	d.get(t, "/?sess_id="+secrets[0]) // had left the list
+	var outcomes []string
+	for _, row := range d.rows(t) {
+		outcomes = append(outcomes, row[0])
+	}
+	const want = "its page is open|cancelled|approved|expired, or used by another page|waits for its end user"
+	if len(outcomes) != 20 || strings.Join(outcomes[:5], "|") != want {
+		t.Errorf("%d outcomes %q, want 20: %s…", len(outcomes), outcomes, want)
+	}
+}
+
+func TestCallback(t *testing.T) {
+	d := newTestDev(t, nil)
+	for query, want := range map[string]string{
+		"?state=%3Ci%3E&consent_id=%3Cb%3E": `consent given</h1>.*<dd>&lt;b&gt; .*<code>state=%3Ci%3E</code>`,
+		"/cancelled?error=access_denied":    `no consent</h1>.*<dd>access_denied .*<code>nothing</code>`,
+	} {
+		page := string(d.get(t, "/callback"+query).Body)
+		if !regexp.MustCompile(`(?s)<h1>Back at the app: ` + want).MatchString(page) {
+			t.Errorf("GET /callback%s has no %s: %s", query, want, page)
+		}
+	}
+}
