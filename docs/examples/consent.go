@@ -20,7 +20,7 @@ import (
 var commands = map[string]string{"show": "GET", "approve": "GETDEL", "cancel": "GETDEL"}
 
 func main() {
-	// A GETDEL uses the session up, so all that can be wrong is looked at before.
+	// Check the arguments first, because GETDEL uses the session up.
 	args := os.Args[1:]
 	if len(args) < 2 || commands[args[0]] == "" || (len(args) == 3) != (args[0] == "approve") || args[len(args)-1] == "" {
 		log.Fatal("usage: show SESS_ID | approve SESS_ID CONSENT_ID | cancel SESS_ID")
@@ -36,7 +36,7 @@ func main() {
 		log.Fatal("gone: expired, used or never there")
 	}
 	if err != nil {
-		log.Fatal(err) // after a GETDEL: the session may be used up, start again
+		log.Fatal(err) // after GETDEL, the session may be used up: start again
 	}
 	opened, err := open([]byte(value), sessID)
 	var record struct {
@@ -64,7 +64,7 @@ func main() {
 	}
 }
 
-// open is the record's JSON, whether it is sealed or not.
+// open returns the record's JSON, of a sealed or a plain value.
 func open(value []byte, sessID string) ([]byte, error) {
 	if len(value) == 0 || value[0] != 1 {
 		return value, nil
@@ -82,7 +82,7 @@ func open(value []byte, sessID string) ([]byte, error) {
 	return gcm.Open(nil, nil, value[1:], nil)
 }
 
-// add changes no byte of uri; without one there is nowhere to go.
+// add appends members to uri's query and changes no byte of uri. It fails if there is no uri.
 func add(uri string, members url.Values) string {
 	if uri == "" {
 		log.Fatal("no URI: show the outcome, or post it to the framing page")

@@ -2,7 +2,7 @@
 import { createDecipheriv, createHash, createHmac } from "node:crypto";
 import { createClient, RESP_TYPES } from "redis";
 
-// A GETDEL uses the session up, so all that can be wrong is looked at before.
+// Check the arguments first, because GETDEL uses the session up.
 const [action, sessId, consentId] = process.argv.slice(2);
 const command = { show: "GET", approve: "GETDEL", cancel: "GETDEL" }[action];
 if (!command || !sessId || !consentId !== (action !== "approve")) {
@@ -12,7 +12,7 @@ const key = process.env.KEY_PREFIX + createHash("sha256").update(sessId).digest(
 
 const client = createClient({ url: process.env.REDIS_URL, socket: { reconnectStrategy: false } });
 await client.on("error", console.error).connect();
-const bytes = client.withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer }); // a sealed record is no text
+const bytes = client.withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer }); // because a sealed record is not text
 const value = await bytes.sendCommand([command, key]);
 client.destroy();
 
@@ -38,7 +38,7 @@ if (action === "show") {
   }));
 }
 
-// The record's JSON, whether it is sealed or not.
+// Returns the record's JSON, of a sealed or a plain value.
 function open(value) {
   if (value[0] !== 1) return value.toString();
   const key = createHmac("sha256", sessId).update("authsession record").digest();
@@ -47,7 +47,7 @@ function open(value) {
   return Buffer.concat([gcm.update(value.subarray(13, -16)), gcm.final()]).toString();
 }
 
-// No byte of the URI changes, as with URL() it would. Without one there is nowhere to go.
+// Appends to the URI's query and changes no byte of it, which URL() would. Fails if there is no URI.
 function add(uri, members) {
   if (!uri) throw new Error("no URI: show the outcome, or post it to the framing page");
   return uri + (uri.includes("?") ? "&" : "?") + new URLSearchParams(members);

@@ -3,7 +3,7 @@ import hashlib, hmac, json, os, socket, sys
 from urllib.parse import urlencode, urlsplit
 
 
-def redis(*words):  # no TLS, no password: with those, use redis-py
+def redis(*words):  # without TLS and password: use redis-py for those
     at = urlsplit(os.environ["REDIS_URL"])
     with socket.create_connection((at.hostname, at.port or 6379), timeout=1) as s, s.makefile("rwb") as f:
         f.write(b"*%d\r\n" % len(words))
@@ -16,7 +16,7 @@ def redis(*words):  # no TLS, no password: with those, use redis-py
         return None if head == b"$-1\r\n" else f.read(int(head[1:]))
 
 
-def open_record(value):  # its JSON, whether it is sealed or not; sealed ones need: pip install cryptography
+def open_record(value):  # returns the JSON of a sealed or plain value; sealed: pip install cryptography
     if not value.startswith(b"\x01"):
         return value
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,13 +24,13 @@ def open_record(value):  # its JSON, whether it is sealed or not; sealed ones ne
     return AESGCM(key).decrypt(value[1:13], value[13:], None)
 
 
-def add(uri, members):  # no byte of the URI changes; without one there is nowhere to go
+def add(uri, members):  # changes no byte of the URI; fails if there is none
     if not uri:
         sys.exit("no URI: show the outcome, or post it to the framing page")
     return uri + ("&" if "?" in uri else "?") + urlencode(members)
 
 
-# A GETDEL uses the session up, so all that can be wrong is looked at before.
+# Check the arguments first, because GETDEL uses the session up.
 action, sess_id, consent_id, *more = *sys.argv[1:], "", "", ""
 command = {"show": "GET", "approve": "GETDEL", "cancel": "GETDEL"}.get(action)
 if not command or not sess_id or any(more) or bool(consent_id) != (action == "approve"):
