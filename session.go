@@ -19,7 +19,7 @@ import (
 )
 
 // session is the record in Redis, which the consent page reads as JSON. A request's body gives the members from
-// EndUserID to ArrangementID; "" stands for one that is not given.
+// EndUserID to ArrangementID; "" stands for a member that is not given.
 type session struct {
 	ID            string // public name: a ULID in lower case
 	ClientID      string

@@ -28,7 +28,7 @@ const (
 	maxDirect  = 16               // concurrent writes without the queue; see redisconn's retries
 	checkEvery = 30               // seconds between checks while all is well; else a check each second
 	probeTTL   = 10 * time.Second // lifetime of the key that a check writes
-	probeKeys  = 4096             // tried to find one that belongs to a cluster's primary
+	probeKeys  = 4096             // tried to find a key of each primary of a cluster
 )
 
 var (
