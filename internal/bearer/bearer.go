@@ -161,9 +161,12 @@ func (v *Verifier) checkHeader(token string) (kid string, err error) {
 			return "", fmt.Errorf("header has %s", name)
 		}
 	}
-	typ := strings.TrimPrefix(strings.ToLower(header.text("typ")), "application/") // RFC 7515, section 4.1.9
+	typ := header.text("typ")
+	isType := func(name string) bool { // RFC 7515, section 4.1.9; ToLower would make an i of U+0130
+		return strings.EqualFold(typ, name) || strings.EqualFold(typ, "application/"+name)
+	}
 	switch kid := header["kid"]; {
-	case typ != "at+jwt" && (v.config.RequireATJWT || header["typ"] != nil && typ != "jwt"):
+	case !isType("at+jwt") && (v.config.RequireATJWT || header["typ"] != nil && !isType("jwt")):
 		return "", errors.New("typ is not of an access token")
 	case kid != nil && kid[0] != '"':
 		return "", errors.New("kid is not a string")

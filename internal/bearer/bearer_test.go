@@ -322,6 +322,7 @@ func TestVerifierVerifyHeader(t *testing.T) {
 	for _, typ := range []string{
 		`null`, `""`, `5`, `true`, `["JWT"]`, `{}`, `"JOSE"`, `"id+jwt"`, `"dpop+jwt"`, `"logout+jwt"`, `" JWT"`, `"JWT "`,
 		`"at+jwt;x=1"`, `"at+jwt "`, `"application/"`, `"application/application/jwt"`, `"text/jwt"`, `"/jwt"`,
+		`"appl\u0130cation/jwt"`,
 	} {
 		test(v, `,"typ":`+typ, badTyp)
 		test(atJWT, `,"typ":`+typ, badTyp)
