@@ -205,7 +205,7 @@ func TestDecideRefuses(t *testing.T) {
 	}
 }
 
-// An unknown, expired or used session is 404, or 410 after its form. A session that cannot be read is 503, and the advice
+// An unknown, expired or used session is 404, or 410 after its form. A session that cannot be read is 503. The advice
 // after a form is never to try again, because GETDEL may have used the session up. A framing page is told of both.
 func TestFail(t *testing.T) {
 	server := redistest.StartProxy(t, redistest.Addr(t), redistest.Pass)
