@@ -45,7 +45,6 @@ const (
 var raiseRSALimit = sync.OnceFunc(func() { jose.MaxRSAModulusBits = maxRSABits })
 
 // keySet is the authorization server's set of public keys (RFC 7517). Only run fetches it.
-//
 // It is not a library's cache, because those fetch the set for every forged key ID or drop a good set.
 type keySet struct {
 	config Config
