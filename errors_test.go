@@ -304,9 +304,16 @@ func wantDescribed(t testing.TB, target, sent string, a testkit.Answer) {
 func TestOpenAPI(t *testing.T) {
 	file, err := os.ReadFile("openapi.yaml")
 	testkit.Must(t, err)
-	a := newTestServer(t, nil).do(t, "GET", "/openapi.yaml", nil, "")
+	ts := newTestServer(t, nil)
+	a := ts.do(t, "GET", "/openapi.yaml", nil, "")
 	if a.WantHeaders(t, "application/yaml"); a.Status != 200 || !bytes.Equal(a.Body, file) {
 		t.Errorf("GET /openapi.yaml = %d, %d bytes, want the file", a.Status, len(a.Body))
+	}
+	for _, body := range []string{`{"end_user_id":"eu_1",}`, `{"cancel_uri":"/cancel"}`,
+		`{"end_user_id":"eu_1","redirect_uri":"https://acme.com/#"}`} {
+		if e, _ := ts.wantError(t, ts.post(t, ts.token(t), body), "400 bad_request"); !bytes.Contains(file, []byte(e.Message)) {
+			t.Errorf("the message to %s, %q, is no example of openapi.yaml", body, e.Message)
+		}
 	}
 	d, err := described()
 	testkit.Must(t, err)

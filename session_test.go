@@ -152,6 +152,11 @@ func TestBody(t *testing.T) {
 			and(`"x":NaN`), and(`"x":+1`), and(`"x":01`), and(`"x":0x1`), and(`"x":["\ud800"]`), goodBody[:len(goodBody)-1],
 			`{"x":` + strings.Repeat("[", 64_000), mark, `{"` + mark + `":` + mark, `{"` + mark + `":"\ud800"}`,
 			`{"` + mark + `":` + strings.Repeat(`{"`+mark+`":`, 1000)}},
+		{message: "the body must not begin with a byte order mark", bodies: []string{"\ufeff" + goodBody}},
+		{message: "the body must be valid JSON, and ends too early, at byte offset 21", bodies: []string{
+			`{"end_user_id":"eu_1"`, `{"end_user_id":"eu_1 `, `{"end_user_id":   nul`}},
+		{message: "the body must be valid JSON: the error is at byte offset 21", bodies: []string{
+			`{"end_user_id":"eu_1",}`, `{"end_user_id":"eu_1"]`, `{"end_user_id":"eu_1"x`}},
 		{message: "the body must not give a member name twice", bodies: []string{
 			and(`"end_user_id":"eu_1"`), and(`"end_user_id":"eu_2"`), and(`"end_user\u005fid":"eu_1"`), and(`"x":1,"x":1`),
 			and(`"x":{"y":1,"y":2}`), and(`"x":[[{"z":{"y":1,"\u0079":2}}]]`), and(`"permissions":["a"],"permissions":["a"]`),

@@ -24,9 +24,9 @@ const maxDepth = 1000
 
 // Each message follows the name of its input, as in "the body must be UTF-8".
 var (
+	errBOM        = errors.New("must not begin with a byte order mark")
 	errNotUTF8    = errors.New("must be UTF-8")
 	errNotObject  = errors.New("must be one JSON object")
-	errSyntax     = errors.New("must be valid JSON without unpaired surrogate escapes, and nothing after the object")
 	errNameTwice  = errors.New("must not give a member name twice in one object")
 	errTooDeep    = fmt.Errorf("must not nest deeper than %d levels", maxDepth)
 	errNotString  = errors.New("must be a string")
@@ -37,9 +37,13 @@ var (
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
 // Object calls member for each member of the JSON object in data, in order. The name is unescaped; the value is its
-// part of data, still encoded. Object may return an error after it has called member.
+// part of data, still encoded. Object may return an error after it has called member. An error names the rule and, for
+// a syntax error, the byte offset in data; it never quotes data.
 func Object(data []byte, member func(name, value []byte)) error {
-	if !utf8.Valid(data) {
+	switch {
+	case bytes.HasPrefix(data, []byte("\ufeff")): // RFC 8259, section 8.1
+		return errBOM
+	case !utf8.Valid(data):
 		return errNotUTF8
 	}
 	d := decoders.Get().(*jsontext.Decoder)
@@ -49,21 +53,22 @@ func Object(data []byte, member func(name, value []byte)) error {
 		return errNotObject
 	}
 	if _, err := d.ReadToken(); err != nil {
-		return reason(err)
+		return reason(data, err)
 	}
 	for d.PeekKind() != '}' {
 		name, nameErr := next(d, data)
 		value, valueErr := next(d, data)
 		if err := cmp.Or(nameErr, valueErr); err != nil {
-			return reason(err)
+			return reason(data, err)
 		}
 		member(unquote(name), value)
 	}
 	if _, err := d.ReadToken(); err != nil {
-		return reason(err)
+		return reason(data, err)
 	}
+	end := d.InputOffset()
 	if _, err := d.ReadToken(); err != io.EOF {
-		return errSyntax
+		return fmt.Errorf("must have nothing after its object, which ends at byte offset %d", end)
 	}
 	return nil
 }
@@ -84,15 +89,20 @@ func next(d *jsontext.Decoder, data []byte) ([]byte, error) {
 	}
 }
 
-// reason replaces an error of the decoder, because the decoder's messages quote the input.
-func reason(err error) error {
+// reason replaces an error of the decoder, because the decoder's messages quote data.
+func reason(data []byte, err error) error {
+	syntax, isSyntax := errors.AsType[*jsontext.SyntacticError](err)
 	switch {
-	case err == errTooDeep:
+	case !isSyntax:
 		return err
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		return errNameTwice
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("must be valid JSON, and ends too early, at byte offset %d", len(data))
+	case bytes.HasPrefix(data[syntax.ByteOffset:], []byte(`\u`)):
+		return fmt.Errorf(`must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`, syntax.ByteOffset)
 	}
-	return errSyntax
+	return fmt.Errorf("must be valid JSON: the error is at byte offset %d", syntax.ByteOffset)
 }
 
 // Text decodes a value from Object that must be a string. It returns "" for null and for nil (an absent member), and an

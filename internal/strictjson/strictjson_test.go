@@ -3,6 +3,7 @@ package strictjson_test
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -12,9 +13,13 @@ import (
 
 // The messages of Object, Text and Texts.
 const (
+	byteMark   = "must not begin with a byte order mark"
 	notUTF8    = "must be UTF-8"
 	notObject  = "must be one JSON object"
-	badSyntax  = "must be valid JSON without unpaired surrogate escapes, and nothing after the object"
+	badSyntax  = "must be valid JSON: the error is at byte offset %d"
+	badEscape  = `must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`
+	cutOff     = "must be valid JSON, and ends too early, at byte offset %d"
+	more       = "must have nothing after its object, which ends at byte offset %d"
 	nameTwice  = "must not give a member name twice in one object"
 	tooDeep    = "must not nest deeper than 1000 levels"
 	notString  = "must be a string"
@@ -31,11 +36,12 @@ func objects(n int, value string) string {
 	return strings.Repeat(`{"a":`, n) + value + strings.Repeat("}", n)
 }
 
-// objectTests are also the seeds of FuzzObject. An empty want means that Object accepts data.
+// objectTests are also the seeds of FuzzObject. An empty want means that Object accepts data. A %d in want stands for at.
 var objectTests = []struct {
 	name string
 	data string
 	want string
+	at   int
 }{
 	{name: "no member", data: `{}`},
 	{name: "white space everywhere", data: " \t\r\n{ \"a\" : [ 1 , { } , [ ] ] , \"b\" : { \"c\" : null } } \n"},
@@ -53,34 +59,37 @@ var objectTests = []struct {
 	{name: "white space only", data: " \r\n\t", want: notObject},
 	{name: "null", data: `null`, want: notObject},
 	{name: "array", data: `[{}]`, want: notObject},
-	{name: "byte order mark", data: "\ufeff{}", want: notObject},
+	{name: "byte order mark", data: "\ufeff{}", want: byteMark},
 
-	{name: "UTF-16 LE", data: "{\x00}\x00", want: badSyntax},
-	{name: "cut after the brace", data: `{`, want: badSyntax},
-	{name: "leading comma", data: `{,"a":1}`, want: badSyntax},
-	{name: "trailing comma", data: `{"a":1,}`, want: badSyntax},
-	{name: "no comma", data: `{"a":1 "b":2}`, want: badSyntax},
-	{name: "no colon", data: `{"a" 1}`, want: badSyntax},
-	{name: "name without quotes", data: `{a:1}`, want: badSyntax},
-	{name: "single quotes", data: `{'a':1}`, want: badSyntax},
-	{name: "comment", data: `{/**/"a":1}`, want: badSyntax},
-	{name: "literal in capitals", data: `{"a":TRUE}`, want: badSyntax},
-	{name: "letter after the object", data: `{}x`, want: badSyntax},
-	{name: "second object", data: `{}{}`, want: badSyntax},
-	{name: "NUL after the object", data: "{}\x00", want: badSyntax},
-	{name: "line separator after the object", data: "{}\u2028", want: badSyntax},
-	{name: "line feed in a string", data: "{\"a\":\"\n\"}", want: badSyntax},
-	{name: "unknown escape", data: `{"a":"\x41"}`, want: badSyntax},
+	{name: "UTF-16 LE", data: "{\x00}\x00", want: badSyntax, at: 1},
+	{name: "cut after the brace", data: `{`, want: cutOff, at: 1},
+	{name: "cut in a string", data: `{"a":"\ud83d`, want: cutOff, at: 12},
+	{name: "cut before the last brace", data: "{\"a\":1\n", want: cutOff, at: 7},
+	{name: "escape without hex digits", data: `{"a":"x\u00zz"}`, want: badEscape, at: 7},
+	{name: "leading comma", data: `{,"a":1}`, want: badSyntax, at: 1},
+	{name: "trailing comma", data: `{"a":1,}`, want: badSyntax, at: 6},
+	{name: "no comma", data: `{"a":1 "b":2}`, want: badSyntax, at: 7},
+	{name: "no colon", data: `{"a" 1}`, want: badSyntax, at: 5},
+	{name: "name without quotes", data: `{a:1}`, want: badSyntax, at: 1},
+	{name: "single quotes", data: `{'a':1}`, want: badSyntax, at: 1},
+	{name: "comment", data: `{/**/"a":1}`, want: badSyntax, at: 1},
+	{name: "literal in capitals", data: `{"a":TRUE}`, want: badSyntax, at: 5},
+	{name: "letter after the object", data: `{}x`, want: more, at: 2},
+	{name: "second object", data: `{}{}`, want: more, at: 2},
+	{name: "NUL after the object", data: "{}\x00", want: more, at: 2},
+	{name: "line separator after the object", data: "{}\u2028", want: more, at: 2},
+	{name: "line feed in a string", data: "{\"a\":\"\n\"}", want: badSyntax, at: 6},
+	{name: "unknown escape", data: `{"a":"\x41"}`, want: badSyntax, at: 6},
 
 	{name: "stray byte", data: "{\"a\":\"\xff\"}", want: notUTF8},
 	{name: "overlong form", data: "{\"a\":\"\xc0\xaf\"}", want: notUTF8},
 	{name: "surrogate in UTF-8", data: "{\"a\":\"\xed\xa0\x80\"}", want: notUTF8},
 
-	{name: "high surrogate alone", data: `{"a":"\ud83d"}`, want: badSyntax},
-	{name: "low surrogate alone", data: `{"a":"\ude00"}`, want: badSyntax},
-	{name: "surrogates in reverse", data: `{"a":"\ude00\ud83d"}`, want: badSyntax},
-	{name: "high surrogate and a letter", data: `{"a":"\ud83d\u0061"}`, want: badSyntax},
-	{name: "surrogate in an inner name", data: `{"a":[{"\ud800":1}]}`, want: badSyntax},
+	{name: "high surrogate alone", data: `{"a":"\ud83d"}`, want: badEscape, at: 6},
+	{name: "low surrogate alone", data: `{"a":"\ude00"}`, want: badEscape, at: 6},
+	{name: "surrogates in reverse", data: `{"a":"\ude00\ud83d"}`, want: badEscape, at: 6},
+	{name: "high surrogate and a letter", data: `{"a":"\ud83d\u0061"}`, want: badEscape, at: 6},
+	{name: "surrogate in an inner name", data: `{"a":[{"\ud800":1}]}`, want: badEscape, at: 8},
 
 	{name: "name twice", data: `{"a":1,"a":2}`, want: nameTwice},
 	{name: "name twice, once escaped", data: `{"a":1,"\u0061":2}`, want: nameTwice},
@@ -107,8 +116,9 @@ func message(err error) string {
 
 func TestObject(t *testing.T) {
 	for _, tt := range objectTests {
-		if got := message(strictjson.Object([]byte(tt.data), func(_, _ []byte) {})); got != tt.want {
-			t.Errorf("%s: Object(%.100q) = %q, want %q", tt.name, tt.data, got, tt.want)
+		want := strings.ReplaceAll(tt.want, "%d", strconv.Itoa(tt.at))
+		if got := message(strictjson.Object([]byte(tt.data), func(_, _ []byte) {})); got != want {
+			t.Errorf("%s: Object(%.100q) = %q, want %q", tt.name, tt.data, got, want)
 		}
 	}
 }
