@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -255,14 +256,22 @@ func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 	return token, nil
 }
 
-// checkMediaType takes JSON, which is also the type of a body without one.
+// checkMediaType takes JSON, which is also the type of a body without one. Some callers send the same type twice, in two
+// headers or, where a proxy joined those, in one.
 func checkMediaType(h http.Header) error {
 	const wanted = "application/json"
-	given := strings.Join(h["Content-Type"], ",")
-	media, _, _ := strings.Cut(given, ";")
-	media = strings.TrimSpace(media)
-	// The lengths are compared because EqualFold takes ſ, two bytes, for an s.
-	if given != "" && (len(media) != len(wanted) || !strings.EqualFold(media, wanted)) {
+	var given []string
+	for _, value := range h["Content-Type"] {
+		media, _, _ := strings.Cut(value, ";")
+		for part := range strings.SplitSeq(media, ",") {
+			given = append(given, strings.ToLower(strings.Trim(part, " \t")))
+		}
+	}
+	given = slices.Compact(given)
+	if len(given) > 1 {
+		return unsupportedMediaType("there must be one Content-Type, which is application/json")
+	}
+	if h.Get("Content-Type") != "" && given[0] != wanted {
 		return unsupportedMediaType("send Content-Type: application/json " +
 			"(curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}
