@@ -44,22 +44,24 @@ func (t verifiedToken) checkCertificate(header []string) error {
 	return nil
 }
 
-// parseCertificate returns the certificate of a header value: base64 between colons (RFC 9440, section 2.1), or PEM
-// that is escaped for URLs, as in nginx's $ssl_client_escaped_cert. Of several PEM certificates it returns the first,
-// which is the client's. A comma belongs to neither form, because it joins two values.
+// parseCertificate returns the certificate of a header value: base64 of its DER between colons (RFC 9440, section 2.1)
+// or bare, or PEM that is escaped for URLs, as in nginx's $ssl_client_escaped_cert. Of several PEM certificates it
+// returns the first, which is the client's. A comma belongs to no form, because it joins two values. The caller compares
+// the hash of all of der, so what follows a certificate in it makes it another one.
 func parseCertificate(header string) (der []byte, ok bool) {
 	if len(header) > maxCertificateBytes || strings.Contains(header, ",") {
 		return nil, false
 	}
-	if encoded, isBytes := strings.CutPrefix(header, ":"); isBytes {
-		encoded, ok = strings.CutSuffix(encoded, ":")
-		der, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "=")) // RFC 8941, section 4.2.7
-		return der, ok && err == nil
-	}
 	text, _ := url.PathUnescape(header) // "" after a malformed escape
-	block, _ := pem.Decode([]byte(text))
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, false
+	if strings.HasPrefix(text, "-----BEGIN ") {
+		block, _ := pem.Decode([]byte(text))
+		if block == nil || block.Type != "CERTIFICATE" {
+			return nil, false
+		}
+		return block.Bytes, true
 	}
-	return block.Bytes, true
+	encoded, begins := strings.CutPrefix(header, ":")
+	encoded, ends := strings.CutSuffix(encoded, ":")
+	der, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "=")) // RFC 8941, section 4.2.7
+	return der, err == nil && len(der) > 0 && begins == ends
 }
