@@ -117,7 +117,7 @@ func (s *store) put(name string, record []byte, expiresAt int64) error {
 	}
 	ctx, conn := s.deadline(), s.conn.Load()
 	if err := s.write(ctx, conn, newSet(ctx, s.prefix+name, record, expiresAt)); err != nil {
-		return err
+		return redisconn.Explain(conn.client, err)
 	}
 	if conn != s.conn.Load() { // a failover passed meanwhile, so the OK may be the old primary's
 		return redisconn.ErrFailover
@@ -325,7 +325,8 @@ func (s *store) askPrimary(ctx context.Context, client redis.UniversalClient, no
 
 // publicReason is an error of check without addresses and without what else callers need not see.
 func publicReason(err error) string {
-	for _, known := range []error{errClock, errReplicas, errNoSlots, errClusterNode, redisconn.ErrFailover} {
+	for _, known := range []error{errClock, errReplicas, errNoSlots, errClusterNode, redisconn.ErrFailover,
+		redisconn.ErrNoAddresses} {
 		if errors.Is(err, known) {
 			return known.Error()
 		}

@@ -317,6 +317,22 @@ func TestStoreClusterWithoutSlots(t *testing.T) {
 	wantError(t, "check", s.check(), "slot")
 }
 
+// go-redis says "redis: nil" of a cluster that announces no addresses. check, put and /readyz say what it is.
+func TestStoreClusterWithoutAddresses(t *testing.T) {
+	t.Parallel()
+	nodes := redistest.Cluster(t)
+	for _, p := range nodes {
+		testkit.Must(t, p.Client(t).ConfigSet(t.Context(), "cluster-preferred-endpoint-type", "unknown-endpoint").Err())
+	}
+	ts := newTestServer(t, map[string]string{"REDIS_MODE": "cluster", "REDIS_URL": "redis://" + nodes[0].Addr})
+	wantError(t, "put", ts.store.put("x", []byte("x"), inAnHour()), "unknown-endpoint is not supported")
+	wantError(t, "check", ts.store.check(), "unknown-endpoint is not supported")
+	e := ts.do(t, "GET", "/readyz", nil, "").WantError(t, 503, "unavailable")
+	if want := "not ready: redis: " + redisconn.ErrNoAddresses.Error(); e.Message != want {
+		t.Errorf("/readyz says %q, want %q", e.Message, want)
+	}
+}
+
 // publicReason names the fault and no address.
 func TestPublicReason(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 6379},

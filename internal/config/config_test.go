@@ -73,7 +73,7 @@ func fields(t *testing.T, c config.Config) map[string]any {
 func TestLoad(t *testing.T) {
 	const auth = "https://consent.example/start?sess_id="
 	clients := writeFile(t, "clients.json", `{"clients": {"acme": {}}}`)
-	password := writeFile(t, "password", "from file\r\n")
+	password := writeFile(t, "password", "from file\n")
 	ca := redistest.NewCA(t)
 	roots, certAndKey := writeFile(t, "ca.pem", string(ca.PEM)), ca.Issue(t, "client", time.Now().Add(time.Hour))
 	tests := []struct {
@@ -167,7 +167,8 @@ func TestLoadRejects(t *testing.T) {
 			valid:   []string{"redis://s1:26379?master_name=m&addr=s2:26379", "rediss://u:p@s1:26379?master_name=m"},
 			invalid: []string{"redis://s1:26379"}},
 		{name: "REDIS_MODE", valid: []string{"standalone", "cluster"}, invalid: []string{"single", "Cluster", "sentinel "}},
-		{name: "REDIS_PASSWORD_FILE", valid: []string{"", password}, invalid: []string{"/nonexistent", empty}},
+		{name: "REDIS_PASSWORD_FILE", valid: []string{"", password},
+			invalid: []string{"/nonexistent", empty, writeFile(t, "crlf", "pw\r\n"), writeFile(t, "bom", "\ufeffpw")}},
 		{name: "REDIS_CA_FILE", valid: []string{"", roots}, invalid: []string{"/nonexistent", empty, password}},
 		{name: "REDIS_CERT_FILE", env: map[string]string{"REDIS_KEY_FILE": certAndKey}, valid: []string{certAndKey},
 			invalid: []string{"", "/nonexistent", roots}, wantError: "and REDIS_KEY_FILE must name readable PEM files"},

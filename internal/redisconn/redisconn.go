@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -64,15 +66,22 @@ type Access struct {
 	ServerName   string         // the name in Redis's certificates; "": the URL's host, or each node's own name
 }
 
+const advice = " (in a password, write %23 for #, %2F for /, %3F for ? and %25 for %, or use REDIS_PASSWORD_FILE)"
+
+var errUnfit = errors.New("its scheme, host, path or query does not fit" + advice)
+
 // Parse reads a URL in go-redis's format for the mode. The TLS members of a need a rediss URL. An error quotes nothing
 // of the URL, because go-redis's own errors may quote the end of a password.
-func Parse(mode, url string, a Access) (o Options, err error) {
+func Parse(mode, rawURL string, a Access) (o Options, err error) {
+	if strings.Contains(rawURL, "#") { // go-redis drops a fragment, and would dial the password before it
+		return o, errors.New("it must not have a #" + advice)
+	}
 	var poolSize int
 	switch mode {
 	case Sentinel:
 		o.failover = &atomic.Pointer[failover]{}
 		o.setFailover("", "")
-		if o.sentinel, err = redis.ParseFailoverURL(url); err == nil {
+		if o.sentinel, err = redis.ParseFailoverURL(rawURL); err == nil {
 			o.sentinel.CredentialsProviderContext = a.credentials(o.sentinel.Username)
 			o.tls, poolSize = o.sentinel.TLSConfig, o.sentinel.PoolSize
 			if o.sentinel.MasterName == "" {
@@ -83,18 +92,21 @@ func Parse(mode, url string, a Access) (o Options, err error) {
 			}
 		}
 	case Cluster:
-		if o.cluster, err = redis.ParseClusterURL(url); err == nil {
+		if u, _ := url.Parse(rawURL); u != nil && strings.Contains(u.Path, "@") { // go-redis drops a cluster's path
+			return o, errUnfit
+		}
+		if o.cluster, err = redis.ParseClusterURL(rawURL); err == nil {
 			o.cluster.CredentialsProviderContext = a.credentials(o.cluster.Username)
 			o.tls, poolSize = o.cluster.TLSConfig, o.cluster.PoolSize
 		}
 	default:
-		if o.standalone, err = redis.ParseURL(url); err == nil {
+		if o.standalone, err = redis.ParseURL(rawURL); err == nil {
 			o.standalone.CredentialsProviderContext = a.credentials(o.standalone.Username)
 			o.tls, poolSize = o.standalone.TLSConfig, o.standalone.PoolSize
 		}
 	}
 	if err != nil {
-		return o, errors.New("its scheme, host, path or query does not fit")
+		return o, errUnfit
 	}
 	if poolSize < 0 || poolSize > maxPool {
 		return o, fmt.Errorf("pool_size must be at most %d", maxPool)
@@ -134,17 +146,23 @@ func (a Access) credentials(user string) func(context.Context) (string, string, 
 	}
 }
 
-// ReadPassword returns the content of file without its line ending. An empty file is an error.
+// ReadPassword returns the content of file without a line feed at its end. It rejects an empty file, a byte order mark,
+// and other white space around the password. An error does not name the file, because REDIS_PASSWORD_FILE may have the
+// password itself by mistake.
 func ReadPassword(file string) (string, error) {
 	data, err := os.ReadFile(file)
-	password := strings.TrimRight(string(data), "\r\n")
-	if err == nil && password == "" {
-		err = errors.New("it is empty")
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return "", fmt.Errorf("reading the password file: %w", e.Err)
 	}
-	if err != nil {
-		return "", fmt.Errorf("reading redis's password: %w", err)
+	password := strings.TrimSuffix(string(data), "\n")
+	switch {
+	case password == "":
+		return "", errors.New("the password file is empty")
+	case strings.TrimSpace(strings.Trim(password, "\ufeff")) != password:
+		return "", errors.New("the password file has a byte order mark or white space around the password, " +
+			"other than one line feed at the end")
 	}
-	return password, nil
+	return password, err
 }
 
 // SkipsVerify reports whether the URL turns off the check of Redis's certificate.
@@ -195,9 +213,21 @@ func (o Options) dialPrimary(timeout time.Duration) func(context.Context, string
 func EachPrimary(ctx context.Context, client redis.UniversalClient,
 	f func(context.Context, *redis.Client) error) error {
 	if cluster, ok := client.(*redis.ClusterClient); ok {
-		return cluster.ForEachMaster(ctx, f)
+		return Explain(client, cluster.ForEachMaster(ctx, f))
 	}
 	return f(ctx, client.(*redis.Client))
+}
+
+// ErrNoAddresses means that the cluster's nodes tell no addresses, so that none but those in the URL can be dialed.
+var ErrNoAddresses = errors.New(
+	"the cluster announces no addresses: cluster-preferred-endpoint-type unknown-endpoint is not supported")
+
+// Explain returns ErrNoAddresses for go-redis's error about such a cluster, which is redis.Nil, and err otherwise.
+func Explain(client redis.UniversalClient, err error) error {
+	if _, ok := client.(*redis.ClusterClient); ok && errors.Is(err, redis.Nil) {
+		return ErrNoAddresses
+	}
+	return err
 }
 
 // LogTo sends go-redis's log to log, at most one line in ten seconds, because it repeats a failure for each connection.

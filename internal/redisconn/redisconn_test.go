@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,7 +22,8 @@ import (
 
 func TestParse(t *testing.T) {
 	const (
-		unfit   = "its scheme, host, path or query does not fit"
+		unfit   = "its scheme, host, path or query does not fit" + advice
+		hash    = "it must not have a #" + advice
 		master  = "it needs master_name in its query"
 		primary = "sessions go to the primary, not where replica_only or route_ say"
 		pool    = "pool_size must be at most 100000"
@@ -51,7 +54,16 @@ func TestParse(t *testing.T) {
 		{Standalone, "redis://u:s3cret@%zz", unfit},
 		{Standalone, "redis://u:x/s3cret@h", unfit},
 		{Standalone, "redis://u:x?s3cret@h", unfit},
-		{Standalone, "redis://u:x#s3cret@h/s3cret", unfit},
+		{Standalone, "redis://u:x#s3cret@h/s3cret", hash},
+		{Standalone, "redis://:57#s3cret@h", hash}, // go-redis would dial localhost:57
+		{Standalone, "redis://:57/s3cret@h", unfit},
+		{Standalone, "redis://:57/1@h", unfit},
+		{Standalone, "redis://:57?s3cret@h", unfit},
+		{Standalone, "redis://:57?@h", unfit},
+		{Standalone, "redis://:57%s3cret@h", unfit},
+		{Standalone, "redis://:57%23%2F%3F%25@h:1", ""},
+		{Standalone, "unix:///run/redis@1.sock", ""},
+		{Standalone, "redis://h#", hash},
 		{Standalone, "s3cret://h", unfit},
 
 		{Sentinel, "redis://s1:26379?master_name=m", ""},
@@ -71,6 +83,11 @@ func TestParse(t *testing.T) {
 		{Sentinel, "redis://s1?master_name=m&addr=s3cret", unfit},
 		{Sentinel, "redis://s1?master_name=m&s3cret=1", unfit},
 		{Sentinel, "redis://s1/s3cret?master_name=m", unfit},
+		{Sentinel, "redis://:57#s3cret@s1?master_name=m", hash},
+		{Sentinel, "redis://:57/1@s1?master_name=m", unfit},
+		{Sentinel, "redis://:57?s3cret@s1?master_name=m", unfit},
+		{Sentinel, "redis://:57%s3cret@s1?master_name=m", unfit},
+		{Sentinel, "redis://s1?master_name=m&password=s3@cret", ""},
 
 		{Cluster, "redis://n1:6379", ""},
 		{Cluster, "rediss://u:p@n1", ""},
@@ -79,6 +96,11 @@ func TestParse(t *testing.T) {
 		{Cluster, "redis://n1?pool_size=100001", pool},
 		{Cluster, "redis://n1?pool_size=-1", pool},
 		{Cluster, "unix:///run/redis.sock", unfit},
+		{Cluster, "redis://:57#s3cret@n1", hash},
+		{Cluster, "redis://:57/s3cret@n1", unfit},
+		{Cluster, "redis://:57/1@n1?addr=n2:6379", unfit},
+		{Cluster, "redis://:57?s3cret@n1", unfit},
+		{Cluster, "redis://:57%s3cret@n1", unfit},
 		{Cluster, "redis://n1?addr=s3cret", unfit},
 		{Cluster, "redis://n1?db=s3cret", unfit},
 		{Cluster, "rediss://n1?skip_verify=true", unfit},
@@ -123,7 +145,7 @@ func TestParseQuotesNothing(t *testing.T) {
 // The password file is read for each new connection, and replaces the URL's password but not that for the sentinels.
 func TestParsePassword(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "password")
-	testkit.Must(t, os.WriteFile(file, []byte("other\r\n"), 0o600))
+	testkit.Must(t, os.WriteFile(file, []byte("other\n"), 0o600))
 	for _, test := range []struct{ mode, url, file, want string }{
 		{Standalone, "redis://u:p@h", "", "u p"},
 		{Standalone, "redis://u:p@h", file, "u other"},
@@ -160,15 +182,16 @@ func TestParsePassword(t *testing.T) {
 		}
 	}
 	ask := parse(t, Standalone, "redis://u:p@h", Access{PasswordFile: file}).standalone.CredentialsProviderContext
-	for text, want := range map[string]string{"next\n": "next", "": "", "\n": ""} {
+	for text, want := range map[string]string{"next\n": "next", "next": "next", "a b": "a b", "": "", "\n": "",
+		"next\n\n": "", "next\r\n": "", "next \n": "", " next": "", "\ufeffnext": "", "next\u00a0": ""} {
 		testkit.Must(t, os.WriteFile(file, []byte(text), 0o600))
 		if _, got, err := ask(t.Context()); got != want || (err == nil) != (want != "") {
 			t.Errorf("the password of a file with %q = %q, %v, want %q", text, got, err, want)
 		}
 	}
 	testkit.Must(t, os.Remove(file))
-	if _, _, err := ask(t.Context()); err == nil {
-		t.Error("a file that has gone has a password")
+	if _, _, err := ask(t.Context()); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), file) {
+		t.Errorf("the password of a file that has gone: %v, want that there is none, without its name", err)
 	}
 }
 
