@@ -128,7 +128,7 @@ func wantConfig(t *testing.T, file string, env map[string]string, grace time.Dur
 		run.Env = append(run.Env, name+"="+value)
 	}
 	out, err := run.CombinedOutput()
-	if err == nil || string(out) != "authsession: ADDR must be host:port or :port\n" {
+	if err == nil || string(out) != "authsession: ADDR=\"nope\" must be host:port or :port\n" {
 		t.Errorf("%s: with its variables and a wrong ADDR the service says %s, want nothing but ADDR", file, out)
 	}
 	needed := 2 * time.Second

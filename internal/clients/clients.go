@@ -35,8 +35,8 @@ type File struct {
 	document []byte // the source of clients; only load uses it
 }
 
-// Open reads the file. A session_ttl must be from minTTL to maxTTL. The error names the client, the member and the
-// broken rule.
+// Open reads the file. A session_ttl must be from minTTL to maxTTL. The error has a line for each fault, up to 20,
+// with the client, the member and the broken rule.
 func Open(path string, minTTL, maxTTL time.Duration) (*File, error) {
 	f := &File{path: path, minTTL: minTTL, maxTTL: maxTTL}
 	f.clients.Store(&map[string]*Client{})
@@ -44,12 +44,20 @@ func Open(path string, minTTL, maxTTL time.Duration) (*File, error) {
 	return f, err
 }
 
-// Run reads the file every second until ctx ends. If the file is invalid, its last valid version stays in force, and
-// Run logs the error once.
+// LogLoaded logs the number of clients in force; of a nil *File nothing.
+func (f *File) LogLoaded(log *slog.Logger) {
+	if f != nil {
+		log.Info("clients file loaded", "clients", len(*f.clients.Load()))
+	}
+}
+
+// Run reads the file every second until ctx ends. It logs each version that it finds valid, also the first. If the file
+// is invalid, its last valid version stays in force, and Run logs the error once.
 func (f *File) Run(ctx context.Context, log *slog.Logger) {
 	if f == nil {
 		return
 	}
+	f.LogLoaded(log)
 	tick := time.NewTicker(readInterval)
 	defer tick.Stop()
 	for logged := ""; ; {
@@ -60,7 +68,7 @@ func (f *File) Run(ctx context.Context, log *slog.Logger) {
 		}
 		changed, err := f.load()
 		if changed {
-			log.Info("clients file loaded", "clients", len(*f.clients.Load()))
+			f.LogLoaded(log)
 		}
 		cause := fmt.Sprint(err)
 		if err != nil && cause != logged {

@@ -68,13 +68,13 @@ func TestOpenFails(t *testing.T) {
 	long := strings.Repeat("x", 129)
 	for _, tt := range []struct{ text, want string }{
 		{text: ``, want: `"", byte 0: must be valid JSON`},
-		{text: `[]`, want: `"": must be a JSON object`},
-		{text: `null`, want: `must have the member "clients"`},
-		{text: `{}`, want: `must have the member "clients"`},
+		{text: `[]`, want: `must be a JSON object`},
+		{text: `null`, want: `must be a JSON object`},
+		{text: `{}`, want: `"/clients": must be a JSON object`},
 		{text: "\ufeff" + `{"clients": {}}`, want: "must be valid JSON"},
 		{text: `{"clients": {}} {}`, want: "byte 16: must be valid JSON"},
 		{text: `{"clients": {"acme": {`, want: `"/clients/acme", byte 22: must be valid JSON`},
-		{text: `{"clients": null}`, want: `must have the member "clients", a JSON object`},
+		{text: `{"clients": null}`, want: `"/clients": must be a JSON object`},
 		{text: `{"clients": []}`, want: `"/clients": must be a JSON object`},
 		{text: `{"Clients": {}}`, want: `"/Clients": unknown object member name`},
 		{text: `{"clients": {}, "x": 1}`, want: `"/x": unknown object member name`},
@@ -149,6 +149,31 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
+// One error has a line for each fault, at most 20 and a line that counts the others.
+func TestOpenFailsAllFaults(t *testing.T) {
+	const text = `{"x": 1, "clients": {"b": [], "": {}, "a": {"ttl": 1, "session_ttl": "x", "sessions_per_minute": 0,
+		"redirect_uris": ["https://a.example/", "*", "x"], "permissions": ["p", "p", ""]}}}`
+	want := []string{`"/x": unknown object member name`, `"/clients/": must have a name of 1 to 128 bytes`,
+		`"/clients/a/permissions": entry 3 must be 1 to 64 bytes of printable ASCII without space`,
+		`"/clients/a/permissions": must be at most 64 names, none twice`,
+		`"/clients/a/redirect_uris": entry 2 must be a URI without *`,
+		`"/clients/a/redirect_uris": entry 3 must be an absolute URI`,
+		`"/clients/a/session_ttl": must be a duration from 1m0s to 168h0m0s`,
+		`"/clients/a/sessions_per_minute": must be a number from 1 to 1000000`,
+		`"/clients/a/ttl": unknown object member name`, `"/clients/b": must be a JSON object`}
+	if _, err := open(t, text); fmt.Sprint(err) != strings.Join(want, "\n") {
+		t.Errorf("Open = %v, want\n%s", err, strings.Join(want, "\n"))
+	}
+	for n, want := range map[int]string{20: ": entry 20 must be a URI without *", 23: "\n3 more faults"} {
+		stars := strings.TrimSuffix(strings.Repeat(`"*",`, n), ",")
+		_, err := open(t, `{"clients": {"a": {"redirect_uris": [`+stars+`]}}}`)
+		lines := strings.Split(fmt.Sprint(err), "\n")
+		if !strings.HasSuffix(fmt.Sprint(err), want) || len(lines) != min(n, 21) {
+			t.Errorf("Open of a file with %d faults = %v, want %q in the end", n, err, want)
+		}
+	}
+}
+
 func wantError(t *testing.T, text, want string) {
 	t.Helper()
 	if _, err := open(t, text); err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 500 {
@@ -201,6 +226,10 @@ func TestFileRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const good = `{"clients": {"acme": {"session_ttl": "1h"}}}`
 		f, path, log := runFile(t, good)
+		const loaded = `"msg":"clients file loaded","clients":1`
+		if !log.Has(loaded) {
+			t.Errorf("at start the log is %s, want %s", log, loaded)
+		}
 		remove := func() { testkit.Must(t, os.RemoveAll(path)) }
 		for i, tt := range []struct {
 			name   string
@@ -218,8 +247,8 @@ func TestFileRun(t *testing.T) {
 		} {
 			tt.change()
 			time.Sleep(3 * maxDelay)
-			if lines := strings.Split(log.String(), "\n"); len(lines) != i+2 || !strings.Contains(lines[i], tt.want) {
-				t.Fatalf("%s: the log is %s, want %d lines, the last with %q", tt.name, log, i+1, tt.want)
+			if lines := strings.Split(log.String(), "\n"); len(lines) != i+3 || !strings.Contains(lines[i+1], tt.want) {
+				t.Fatalf("%s: the log is %s, want %d lines, the last with %q", tt.name, log, i+2, tt.want)
 			}
 			if c := f.Find("acme"); c == nil || c.SessionTTL != time.Hour {
 				t.Errorf("%s: Find = %+v, want the last valid rules", tt.name, c)
@@ -230,12 +259,12 @@ func TestFileRun(t *testing.T) {
 		}
 		write(t, path, good)
 		time.Sleep(maxDelay)
-		if !f.Fresh() || log.Has("loaded") {
+		if !f.Fresh() || strings.Count(log.String(), loaded) != 1 {
 			t.Errorf("Fresh() = %t for the old text, log %s, want true and no load", f.Fresh(), log)
 		}
 		write(t, path, `{"clients": {"other": {}}}`)
 		time.Sleep(maxDelay)
-		if f.Find("acme") != nil || f.Find("other") == nil || !log.Has(`"msg":"clients file loaded","clients":1`) {
+		if f.Find("acme") != nil || f.Find("other") == nil || strings.Count(log.String(), loaded) != 2 {
 			t.Errorf("after a change, acme has %+v, log %s", f.Find("acme"), log)
 		}
 	})

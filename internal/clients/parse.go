@@ -1,7 +1,6 @@
 package clients
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,124 +21,138 @@ const (
 	maxName        = 128 // bytes, as in tokens
 	maxPermissions = 64  // as in a request
 	maxPerMinute   = 1_000_000
+	maxFaults      = 20 // in one error
 )
 
-// rules are the members of a client, by types that check them. The zero value of a member means that it is absent.
-type rules struct {
-	RedirectURIs      uris          `json:"redirect_uris"`
-	InstitutionIDs    ids           `json:"institution_ids"`
-	Permissions       ids           `json:"permissions"`
-	SessionTTL        time.Duration `json:"session_ttl"`
-	SessionsPerMinute perMinute     `json:"sessions_per_minute"`
-}
-
-type (
-	uris      []string
-	ids       []string
-	perMinute int
+var (
+	errNotObject = errors.New("must be a JSON object")
+	errUnknown   = errors.New("unknown object member name")
 )
 
-func (u *uris) UnmarshalJSON(value []byte) (err error) {
-	*u, err = unmarshalTexts(value, func(uri string) error {
-		if uri == "" || strings.Contains(uri, "*") {
-			return errors.New("must be a URI without *")
-		}
-		return redirecturi.Check(uri)
-	})
-	return err
-}
+// faults is what is wrong with a file, a line each.
+type faults []string
 
-func (i *ids) UnmarshalJSON(value []byte) (err error) {
-	*i, err = unmarshalTexts(value, func(id string) error {
-		isForeign := func(c rune) bool { return c < '!' || c > '~' }
-		if len(id) < 1 || len(id) > 64 || strings.ContainsFunc(id, isForeign) {
-			return errors.New("must be 1 to 64 bytes of printable ASCII without space")
-		}
-		return nil
-	})
-	return err
-}
-
-func (p *perMinute) UnmarshalJSON(value []byte) error {
-	n, err := strconv.Atoi(string(value))
-	if err != nil || n < 1 || n > maxPerMinute {
-		return fmt.Errorf("must be a number from 1 to %d", maxPerMinute)
+// add adds a fault, unless err is nil. place is a JSON pointer, such as "/clients/acme/session_ttl".
+func (f *faults) add(place jsontext.Pointer, err error) {
+	if err != nil {
+		*f = append(*f, fmt.Sprintf("%+.300q: %v", place, err))
 	}
-	*p = perMinute(n)
-	return nil
 }
 
-// unmarshalTexts returns an array of strings that all pass check. It rejects null.
-func unmarshalTexts(value []byte, check func(string) error) ([]string, error) {
+// err returns an error of up to maxFaults lines, or nil.
+func (f faults) err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	if more := len(f) - maxFaults; more > 0 {
+		f = append(f[:maxFaults], fmt.Sprintf("%d more faults", more))
+	}
+	return errors.New(strings.Join(f, "\n"))
+}
+
+// parse returns the clients of a file. The error has all faults of a file that is JSON, and the first of another one. A
+// client whose rate has not changed keeps its current quota.
+func (f *File) parse(data []byte) (map[string]*Client, error) {
+	err := json.Unmarshal(data, new(jsontext.Value))
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok { // its own message may quote the file at length
+		return nil, fmt.Errorf("%+.300q, byte %d: must be valid JSON: %w", e.JSONPointer, e.ByteOffset, e.Err)
+	}
+	document, err := object(data)
+	if err != nil {
+		return nil, err
+	}
+	var found faults
+	for _, name := range slices.Sorted(maps.Keys(document)) { // sorted, so that the same file has the same error
+		if name != "clients" {
+			found.add(jsontext.Pointer("").AppendToken(name), errUnknown)
+		}
+	}
+	members, err := object(document["clients"])
+	found.add("/clients", err)
+	current, clients := *f.clients.Load(), map[string]*Client{}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		clients[name] = f.client(name, members[name], current[name], &found)
+	}
+	return clients, found.err()
+}
+
+// client returns the client with this name in the file. current is its present version, or nil.
+func (f *File) client(name string, value []byte, current *Client, found *faults) *Client {
+	place := jsontext.Pointer("/clients").AppendToken(name)
+	if len(name) < 1 || len(name) > maxName {
+		found.add(place, fmt.Errorf("must have a name of 1 to %d bytes", maxName))
+	}
+	rules, err := object(value)
+	found.add(place, err)
+	c := &Client{Name: name}
+	for _, member := range slices.Sorted(maps.Keys(rules)) {
+		value, place := rules[member], place.AppendToken(member)
+		texts := func(check func(string) error) []string { return parseTexts(value, check, place, found) }
+		switch member {
+		case "redirect_uris":
+			c.redirectURIs = texts(checkURI)
+		case "institution_ids":
+			c.institutionIDs = texts(checkID)
+		case "permissions":
+			c.Permissions = texts(checkID)
+			distinct := slices.Compact(slices.Sorted(slices.Values(c.Permissions)))
+			if len(c.Permissions) > maxPermissions || len(c.Permissions) > len(distinct) {
+				found.add(place, fmt.Errorf("must be at most %d names, none twice", maxPermissions))
+			}
+		case "session_ttl":
+			text, _ := strictjson.Text(value)
+			if c.SessionTTL, err = time.ParseDuration(text); err != nil || c.SessionTTL < f.minTTL || c.SessionTTL > f.maxTTL {
+				found.add(place, fmt.Errorf("must be a duration from %s to %s", f.minTTL, f.maxTTL))
+			}
+		case "sessions_per_minute":
+			n, err := strconv.Atoi(string(value))
+			if err != nil || n < 1 || n > maxPerMinute {
+				found.add(place, fmt.Errorf("must be a number from 1 to %d", maxPerMinute))
+			}
+			c.quota = &quota{perMinute: n, limiters: map[string]*rate.Limiter{}}
+			if current != nil && current.quota != nil && current.quota.perMinute == n {
+				c.quota = current.quota
+			}
+		default:
+			found.add(place, errUnknown)
+		}
+	}
+	return c
+}
+
+// object returns the members of a JSON object, and errNotObject for anything else, null and nothing included.
+func object(value []byte) (members map[string]jsontext.Value, err error) {
+	if json.Unmarshal(value, &members) != nil || members == nil {
+		return nil, errNotObject
+	}
+	return members, nil
+}
+
+// parseTexts returns an array of strings that all pass check. It rejects null.
+func parseTexts(value []byte, check func(string) error, place jsontext.Pointer, found *faults) []string {
 	texts, err := strictjson.Texts(value)
 	if err != nil || texts == nil {
-		return nil, errors.New("must be an array of strings")
+		found.add(place, errors.New("must be an array of strings"))
 	}
 	for i, text := range texts {
 		if err := check(text); err != nil {
-			return nil, fmt.Errorf("entry %d %w", i+1, err)
+			found.add(place, fmt.Errorf("entry %d %w", i+1, err))
 		}
 	}
-	return texts, nil
+	return texts
 }
 
-// parse returns the clients of a file. An error names its place in the file by a JSON pointer, such as
-// "/clients/acme/session_ttl". A client whose rate has not changed keeps its current quota.
-func (f *File) parse(data []byte) (map[string]*Client, error) {
-	var document struct {
-		Clients map[string]*rules `json:"clients"`
+func checkURI(uri string) error {
+	if uri == "" || strings.Contains(uri, "*") {
+		return errors.New("must be a URI without *")
 	}
-	unmarshalTTL := json.UnmarshalFunc(func(value []byte, ttl *time.Duration) error {
-		text, _ := strictjson.Text(value)
-		var err error
-		if *ttl, err = time.ParseDuration(text); err != nil || *ttl < f.minTTL || *ttl > f.maxTTL {
-			return fmt.Errorf("must be a duration from %s to %s", f.minTTL, f.maxTTL)
-		}
-		return nil
-	})
-	err := json.Unmarshal(data, &document, json.RejectUnknownMembers(true), json.WithUnmarshalers(unmarshalTTL))
-	if err != nil {
-		return nil, withPlace(err)
-	}
-	if document.Clients == nil { // absent or null
-		return nil, errors.New(`must have the member "clients", a JSON object`)
-	}
-	current, clients := *f.clients.Load(), map[string]*Client{}
-	for _, name := range slices.Sorted(maps.Keys(document.Clients)) { // so that the same file has the same error
-		r, place := document.Clients[name], jsontext.Pointer("/clients").AppendToken(name)
-		if r == nil { // null
-			return nil, fmt.Errorf("%+.300q: %w", place, errNotObject)
-		}
-		distinct := slices.Compact(slices.Sorted(slices.Values(r.Permissions)))
-		switch {
-		case len(name) < 1 || len(name) > maxName:
-			return nil, fmt.Errorf("%+.300q: must have a name of 1 to %d bytes", place, maxName)
-		case len(r.Permissions) > maxPermissions || len(r.Permissions) > len(distinct):
-			return nil, fmt.Errorf("%+q: must be at most %d names, none twice",
-				place.AppendToken("permissions"), maxPermissions)
-		}
-		c := &Client{Name: name, Permissions: r.Permissions, SessionTTL: r.SessionTTL,
-			redirectURIs: r.RedirectURIs, institutionIDs: r.InstitutionIDs}
-		if n := int(r.SessionsPerMinute); n > 0 {
-			c.quota = &quota{perMinute: n, limiters: map[string]*rate.Limiter{}}
-			if old := current[name]; old != nil && old.quota != nil && old.quota.perMinute == n {
-				c.quota = old.quota
-			}
-		}
-		clients[name] = c
-	}
-	return clients, nil
+	return redirecturi.Check(uri)
 }
 
-var errNotObject = errors.New("must be a JSON object")
-
-// withPlace formats an error of json.Unmarshal, whose own message may quote the file at length.
-func withPlace(err error) error {
-	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		return fmt.Errorf("%+.300q, byte %d: must be valid JSON: %w", e.JSONPointer, e.ByteOffset, e.Err)
+func checkID(id string) error {
+	isForeign := func(c rune) bool { return c < '!' || c > '~' }
+	if len(id) < 1 || len(id) > 64 || strings.ContainsFunc(id, isForeign) {
+		return errors.New("must be 1 to 64 bytes of printable ASCII without space")
 	}
-	if e, ok := errors.AsType[*json.SemanticError](err); ok { // without Err, a value has the wrong type
-		return fmt.Errorf("%+.300q: %w", e.JSONPointer, cmp.Or(e.Err, errNotObject))
-	}
-	return err
+	return nil
 }

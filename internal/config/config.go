@@ -12,9 +12,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"authsession/internal/bearer"
 	"authsession/internal/clients"
@@ -40,15 +42,20 @@ type Config struct {
 	ShutdownGrace    time.Duration     // for requests in flight, after DrainDelay
 	MetricsAddr      string            // listen address for metrics; "" if there is none
 	LogLevel         slog.Level        // lowest level that is logged
+	Settings         []slog.Attr       // every variable with its value or default, as text without secrets
 }
 
-// Load reads the variables through getenv; an empty value counts as not set. The error names every invalid variable and
-// its rule, and quotes no value, because some are secrets. The fields of valid variables are set in any case.
+// Load reads the variables through getenv; an empty value counts as not set. The error has a line for each invalid
+// variable, and for each fault of the clients file: the variable's name, its value unless that may be a secret, and the
+// broken rule. The fields of valid variables are set in any case.
 func Load(getenv func(string) string) (Config, error) {
 	r := reader{getenv: getenv}
 	c := r.config()
+	for _, v := range r.variables {
+		c.Settings = append(c.Settings, slog.String(v.name, v.value))
+	}
 	if r.problems != nil {
-		return c, errors.New(strings.Join(r.problems, "; "))
+		return c, errors.New(strings.Join(r.problems, "\n"))
 	}
 	return c, nil
 }
@@ -69,18 +76,23 @@ type reader struct {
 	problems  []string // each begins with a variable's name
 }
 
-type variable struct{ name, note, help string }
+type variable struct{ name, note, help, value string }
 
 // read reads a variable. An invalid value gives T's zero value and the message that the variable must be what its help
-// says. A variable is required if parse rejects "".
+// says. A variable is required if parse rejects "". No value may have control or format characters (Unicode's classes
+// Cc and Cf, which include the byte order mark), or white space around it.
 func read[T any](r *reader, name, fallback, help string, parse func(string) (T, bool)) (value T) {
 	v := variable{name: name, help: help}
 	if fallback != "" {
 		v.note = " (default " + fallback + ")"
 	}
 	text := cmp.Or(r.getenv(name), fallback)
+	v.value = withoutSecrets(name, text)
 	parsed, ok := parse(text)
+	isControl := func(c rune) bool { return unicode.In(c, unicode.Cc, unicode.Cf) }
 	switch {
+	case strings.TrimSpace(text) != text || strings.ContainsFunc(text, isControl):
+		r.reject(name, "must not have white space around it, or control characters (a Secret often ends in a newline)")
 	case ok:
 		value = parsed
 	case text == "":
@@ -93,7 +105,16 @@ func read[T any](r *reader, name, fallback, help string, parse func(string) (T, 
 	return value
 }
 
-func (r *reader) reject(name, reason string) { r.problems = append(r.problems, name+" "+reason) }
+// reject adds a problem, with the variable's value unless that may be a secret, also by mistake.
+func (r *reader) reject(name, rule string) {
+	value := r.getenv(name)
+	secrets := []string{"REDIS_URL", "REDIS_PASSWORD_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"}
+	hasSecret := slices.Contains(secrets, name) || strings.ContainsAny(value, "@?") // a URL's userinfo or query
+	if value != "" && !hasSecret {
+		name += fmt.Sprintf("=%+.64q", value)
+	}
+	r.problems = append(r.problems, name+" "+rule)
+}
 
 // config reads every variable, in the order in which PrintVariables lists them.
 func (r *reader) config() Config {
@@ -156,7 +177,9 @@ func (r *reader) config() Config {
 	if path := read(r, "CLIENTS_FILE", "", help, anyText); path != "" {
 		file, err := clients.Open(path, max(time.Minute, 2*c.StoreTimeout), maxTTL)
 		if err != nil {
-			r.reject("CLIENTS_FILE", "must name a valid clients file: "+err.Error())
+			for fault := range strings.SplitSeq(err.Error(), "\n") {
+				r.reject("CLIENTS_FILE", "must name a valid clients file: "+fault)
+			}
 		}
 		c.Clients = file
 	}
@@ -166,11 +189,11 @@ func (r *reader) config() Config {
 // redis reads the variables of the connection to Redis.
 func (r *reader) redis() redisconn.Options {
 	rawURL := read(r, "REDIS_URL", "", "redis://, rediss:// or unix://, in go-redis's format for the mode", nonEmpty)
-	mode := read(r, "REDIS_MODE", redisconn.Standalone, "standalone, sentinel or cluster",
-		oneOf(redisconn.Standalone, redisconn.Sentinel, redisconn.Cluster))
+	modes := []string{redisconn.Standalone, redisconn.Sentinel, redisconn.Cluster}
+	mode := read(r, "REDIS_MODE", redisconn.Standalone, "standalone, sentinel or cluster", oneOf(modes...))
 	access := redisconn.Access{
 		PasswordFile: read(r, "REDIS_PASSWORD_FILE", "",
-			"a file with the password, read again for each new connection (if not set, the URL's)", parsePasswordFile),
+			"a file with the password, read again for each new connection (if not set, the URL's)", anyText),
 		Roots: read(r, "REDIS_CA_FILE", "", "a file with PEM roots for rediss:// (if not set, the system's)", parseRoots),
 		CertFile: read(r, "REDIS_CERT_FILE", "",
 			"a file with the PEM client certificate for rediss://, read again for each new connection", anyText),
@@ -178,17 +201,29 @@ func (r *reader) redis() redisconn.Options {
 		ServerName: read(r, "REDIS_TLS_SERVER_NAME", "",
 			"the name in the certificates of Redis, if nodes are announced by address", anyText),
 	}
+	if access.PasswordFile != "" {
+		if _, err := redisconn.ReadPassword(access.PasswordFile); err != nil {
+			r.reject("REDIS_PASSWORD_FILE", "must name a valid password file: "+err.Error())
+		}
+	}
 	if access.CertFile != "" || access.KeyFile != "" {
 		if _, err := tls.LoadX509KeyPair(access.CertFile, access.KeyFile); err != nil {
 			r.reject("REDIS_CERT_FILE", "and REDIS_KEY_FILE must name readable PEM files: a certificate and its key")
 		}
 	}
-	if rawURL == "" || mode == "" {
+	if rawURL == "" {
 		return redisconn.Options{}
 	}
-	options, err := redisconn.Parse(mode, rawURL, access)
-	if err != nil {
-		r.reject("REDIS_URL", fmt.Sprintf("must be in go-redis's format for %s mode: %v", mode, err))
+	if mode != "" { // else the URL must fit one of the modes
+		modes = []string{mode}
 	}
+	var options redisconn.Options
+	var err error
+	for _, mode := range modes {
+		if options, err = redisconn.Parse(mode, rawURL, access); err == nil {
+			return options
+		}
+	}
+	r.reject("REDIS_URL", fmt.Sprintf("must be in go-redis's format for %s mode: %v", strings.Join(modes, " or "), err))
 	return options
 }

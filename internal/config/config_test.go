@@ -148,7 +148,8 @@ func TestLoadRejects(t *testing.T) {
 		env       map[string]string // other variables
 		valid     []string
 		invalid   []string
-		wantError string // how the error for each invalid value begins, after the name; "" stands for "must be "
+		wantError string // how the error begins after the name and value; "" stands for "must be "
+		secret    bool   // no value is quoted; those with @ or ? are in no case
 	}{
 		{name: "ADDR", valid: []string{"", ":0", "127.0.0.1:65535", "[::1]:80", "localhost:1"},
 			invalid: []string{"8080", "127.0.0.1", ":65536", ":http", "a:b:c"}},
@@ -161,33 +162,40 @@ func TestLoadRejects(t *testing.T) {
 		{name: "REDIS_URL", valid: []string{"redis://h", "redis://u:p@h:1/2", "rediss://h", "unix:///run/redis.sock",
 			"redis://h?pool_size=5"}, invalid: []string{"h:6379", "http://h", "redis://h/x", "redis://u:s3cret@h:x",
 			"redis://u:s3cret@h?nope=1", "redis://u:s3cret@%zz", "redis://u:x/s3cret@h", "redis://u:x?s3cret@h",
-			"redis://h?pool_size=-1"}, wantError: "must be in go-redis's format for standalone mode: "},
+			"redis://h?pool_size=-1", "redis://:57#s3cret@h", "redis://:57/s3cret@h", "redis://:57%s3cret@h"}, secret: true,
+			wantError: "must be in go-redis's format for standalone mode: "},
 		{name: "REDIS_URL", invalid: []string{""}, wantError: "is required: redis://"},
 		{name: "REDIS_URL", env: map[string]string{"REDIS_MODE": "sentinel"},
 			valid:   []string{"redis://s1:26379?master_name=m&addr=s2:26379", "rediss://u:p@s1:26379?master_name=m"},
-			invalid: []string{"redis://s1:26379"}},
-		{name: "REDIS_MODE", valid: []string{"standalone", "cluster"}, invalid: []string{"single", "Cluster", "sentinel "}},
+			invalid: []string{"redis://s1:26379"}, secret: true},
+		{name: "REDIS_MODE", valid: []string{"standalone", "cluster"}, invalid: []string{"single", "Cluster"}},
+		{name: "REDIS_MODE", env: map[string]string{"REDIS_URL": "redis://s1?master_name=m"}, invalid: []string{"Sentinel"}},
 		{name: "REDIS_PASSWORD_FILE", valid: []string{"", password},
-			invalid: []string{"/nonexistent", empty, writeFile(t, "crlf", "pw\r\n"), writeFile(t, "bom", "\ufeffpw")}},
+			invalid:   []string{"/nonexistent", empty, writeFile(t, "crlf", "pw\r\n"), writeFile(t, "bom", "\ufeffpw")},
+			wantError: "must name a valid password file: ", secret: true},
+		{name: "REDIS_PASSWORD_FILE", invalid: []string{"s3cret"}, secret: true,
+			wantError: "must name a valid password file: reading the password file: no such file or directory"},
 		{name: "REDIS_CA_FILE", valid: []string{"", roots}, invalid: []string{"/nonexistent", empty, password}},
 		{name: "REDIS_CERT_FILE", env: map[string]string{"REDIS_KEY_FILE": certAndKey}, valid: []string{certAndKey},
-			invalid: []string{"", "/nonexistent", roots}, wantError: "and REDIS_KEY_FILE must name readable PEM files"},
-		{name: "REDIS_CERT_FILE", valid: []string{""}, invalid: []string{certAndKey}, wantError: "and REDIS_KEY_FILE"},
+			invalid: []string{"", "/nonexistent", roots}, secret: true,
+			wantError: "and REDIS_KEY_FILE must name readable PEM files"},
+		{name: "REDIS_CERT_FILE", valid: []string{""}, invalid: []string{certAndKey}, wantError: "and REDIS_KEY_FILE",
+			secret: true},
 		{name: "REDIS_WAIT_REPLICAS", valid: []string{"", "0", "100"}, invalid: []string{"-1", "101", "x"}},
 		{name: "SESSION_TTL", valid: []string{"", "1m", "168h", "90s"}, invalid: []string{"59s", "168h1s", "30", "-1h", "1d"},
 			wantError: "must be the lifetime of a session, 1m to 168h"},
-		{name: "SEAL_RECORDS", valid: []string{"", "true", "false"}, invalid: []string{"1", "TRUE", "yes", " true"}},
+		{name: "SEAL_RECORDS", valid: []string{"", "true", "false"}, invalid: []string{"1", "TRUE", "yes"}},
 		{name: "JWKS_URL", valid: []string{"https://h/x", "http://localhost:1/x", "http://127.0.0.1/x", "http://[::1]/x",
 			"file:///etc/jwks.json"}, invalid: []string{"http://h/x", "jwks.json", "file://jwks.json", "file:jwks.json",
 			"ftp://h/x", "https://"}},
 		{name: "JWKS_URL", invalid: []string{""}, wantError: "is required: the key set's URL"},
 		{name: "JWT_ALGORITHMS", valid: []string{"RS256", "PS256,PS384,PS512,ES256,ES384,ES512,EdDSA"},
 			invalid: []string{"HS256", "none", "RS256,none", "rs256", "A", "RS256,,ES256"}},
-		{name: "JWT_CLIENT_CLAIM", valid: []string{"", "org_id", "a, b"}, invalid: []string{",", "a,", " "}},
+		{name: "JWT_CLIENT_CLAIM", valid: []string{"", "org_id", "a, b", "a ,  b"}, invalid: []string{",", "a,"}},
 		{name: "JWT_MAX_LIFETIME", valid: []string{"1s", "87600h"}, invalid: []string{"0s", "-1h", "87601h", "x"}},
-		{name: "JWT_TYP", valid: []string{"", "at+jwt"}, invalid: []string{"JWT", "AT+JWT", "application/at+jwt", "at+jwt "}},
+		{name: "JWT_TYP", valid: []string{"", "at+jwt"}, invalid: []string{"JWT", "AT+JWT", "application/at+jwt"}},
 		{name: "CLIENT_CERT_HEADER", valid: []string{"", "Client-Cert", "x1"},
-			invalid: []string{"a_b", "a b", "a:", "é", " a", "a,b"}},
+			invalid: []string{"a_b", "a b", "a:", "é", "a,b"}},
 		{name: "TRUSTED_PROXIES", valid: []string{"", "10.1.2.3/8", "::/0", "192.0.2.1/32,2001:db8::/32"},
 			invalid: []string{"10.0.0.1", "10.0.0.0/33", "::ffff:10.0.0.0/104", "fe80::%eth0/64", "proxy"}},
 		{name: "STORE_TIMEOUT", valid: []string{"1ms", "1m"}, invalid: []string{"0", "2m", "x"}},
@@ -210,7 +218,11 @@ func TestLoadRejects(t *testing.T) {
 			env := map[string]string{test.name: value}
 			maps.Copy(env, test.env)
 			_, err := load(env)
-			want := test.name + " " + cmp.Or(test.wantError, "must be ")
+			want := test.name
+			if value != "" && !test.secret && !strings.ContainsAny(value, "@?") {
+				want += fmt.Sprintf("=%+.64q", value)
+			}
+			want += " " + cmp.Or(test.wantError, "must be ")
 			switch {
 			case slices.Contains(test.valid, value):
 				if err != nil {
@@ -218,34 +230,92 @@ func TestLoadRejects(t *testing.T) {
 				}
 			case err == nil || !strings.HasPrefix(err.Error(), want):
 				t.Errorf("Load with %s=%q = %v, want %s", test.name, value, err, want)
-			case strings.Contains(err.Error(), "; ") || strings.Contains(err.Error(), "s3cret"):
+			case strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "s3cret"):
 				t.Errorf("Load with %s=%q = %v, want one problem and no password", test.name, value, err)
 			}
 		}
 	}
 }
 
-// One message names each invalid variable once and quotes no value.
+// White space around a value, and control and format characters in it, are wrong for each variable.
+func TestLoadWhiteSpace(t *testing.T) {
+	for name := range printed(t) {
+		for _, value := range []string{"x\n", "x\r\n", " x", "x\u00a0", " ", "\n", "x\ty", "x\x00", "x\u0085y", "\ufeffx"} {
+			_, err := load(map[string]string{name: value})
+			rule := regexp.MustCompile(`(?m)^` + name + `(=".*")? must not have white space around it, or control`)
+			if err == nil || !rule.MatchString(err.Error()) {
+				t.Errorf("Load with %s=%q = %v, want that it must not have it", name, value, err)
+			}
+		}
+	}
+	for _, name := range []string{"KEY_PREFIX", "JWT_ISSUER", "JWT_AUDIENCE"} {
+		_, err := load(map[string]string{name: "a b é"})
+		testkit.Must(t, err)
+	}
+}
+
+// One message has a line for each invalid variable, and quotes its value where that is no secret.
 func TestLoadAllInvalid(t *testing.T) {
 	// Any text is valid, or the message of REDIS_CERT_FILE names the variable, too.
 	free := []string{"KEY_PREFIX", "JWT_ISSUER", "JWT_AUDIENCE", "REDIS_TLS_SERVER_NAME", "REDIS_KEY_FILE"}
+	secrets := []string{"REDIS_URL", "REDIS_PASSWORD_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"}
 	names := printed(t)
+	long := strings.Repeat("x", 100)
 	_, err := config.Load(func(name string) string {
-		if names[name] == "required" {
+		switch {
+		case slices.Contains(secrets, name):
+			return ", s3cret"
+		case name == "JWKS_URL":
+			return "http://s3cret@h/x"
+		case name == "AUTH_URL":
 			return ""
+		case name == "CLIENTS_FILE":
+			return ", " + long[:62] // the cause names the file
 		}
-		if name == "CLIENTS_FILE" {
-			return "/nonexistent" // the message names the file
-		}
-		return ", s3cret"
+		return ", " + long
 	})
-	if err == nil || strings.Contains(err.Error(), "s3cret") {
-		t.Fatalf("Load of invalid variables = %v, want an error that quotes no value", err)
+	if err == nil || strings.Contains(err.Error(), "s3cret") || strings.Contains(err.Error(), long[:63]) {
+		t.Fatalf("Load of invalid variables = %v, want an error that quotes no secret and no long value", err)
 	}
 	for name := range names {
-		if got := strings.Count("; "+err.Error(), "; "+name+" "); got > 1 || (got == 0) != slices.Contains(free, name) {
-			t.Errorf("%s is named %d times: %v", name, got, err)
+		want := fmt.Sprintf("\n%s=%q must ", name, ", "+long[:62])
+		if slices.Contains(secrets, name) || strings.HasSuffix(name, "_URL") {
+			want = "\n" + name + " "
 		}
+		wantLines := 1
+		if slices.Contains(free, name) {
+			wantLines = 0
+		}
+		if got := strings.Count("\n"+err.Error(), want); got != wantLines {
+			t.Errorf("%d lines begin with %q, want %d: %v", got, want, wantLines, err)
+		}
+	}
+}
+
+// Settings has every variable in the order of the help, and no secret.
+func TestLoadSettings(t *testing.T) {
+	clients := writeFile(t, "clients.json", `{"clients": {}}`)
+	c, err := load(map[string]string{"REDIS_URL": "rediss://u:s3cret@h:1/2?client_name=s3cret", "CLIENTS_FILE": clients,
+		"JWKS_URL": "https://s3cret@h/k?s3cret", "AUTH_URL": "https://h/a?s3cret", "JWT_ISSUER": "i"})
+	testkit.Must(t, err)
+	var help strings.Builder
+	config.PrintVariables(&help)
+	values := map[string]string{"REDIS_URL": "rediss://h:1/2", "JWKS_URL": "https://h/k", "AUTH_URL": "https://h/a",
+		"CLIENTS_FILE": clients, "JWT_ISSUER": "i"}
+	names := regexp.MustCompile(`(?m)^  (\w+)`).FindAllStringSubmatch(help.String(), -1)
+	if len(names) != len(c.Settings) {
+		t.Fatalf("%d settings of %d variables", len(c.Settings), len(names))
+	}
+	fallbacks := printed(t)
+	for i, name := range names {
+		if want := name[1] + "=" + cmp.Or(values[name[1]], fallbacks[name[1]]); c.Settings[i].String() != want {
+			t.Errorf("setting %d = %s, want %s", i, c.Settings[i], want)
+		}
+	}
+	c, err = load(map[string]string{"REDIS_URL": "unix://u:s3cret@/run/redis.sock"})
+	testkit.Must(t, err)
+	if got := fmt.Sprint(c.Settings); !strings.Contains(got, " REDIS_URL=unix:///run/redis.sock ") {
+		t.Errorf("settings = %s, want the socket's path alone", got)
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 
 	"authsession/internal/bearer"
 	"authsession/internal/redirecturi"
-	"authsession/internal/redisconn"
 
 	"github.com/go-jose/go-jose/v4"
 )
@@ -86,14 +85,6 @@ func parseAddress(text string) (string, bool) {
 	return text, text == "" || err == nil && portErr == nil
 }
 
-func parsePasswordFile(path string) (string, bool) {
-	if path == "" {
-		return "", true
-	}
-	_, err := redisconn.ReadPassword(path)
-	return path, err == nil
-}
-
 // parseRoots returns the certificates of a PEM file, or nil for "".
 func parseRoots(path string) (*x509.CertPool, bool) {
 	if path == "" {
@@ -133,4 +124,17 @@ func isHTTPSOrLoopback(u *url.URL) bool {
 	ip, _ := netip.ParseAddr(u.Hostname())
 	loopback := strings.EqualFold(u.Hostname(), "localhost") || ip.IsLoopback()
 	return u.Hostname() != "" && (u.Scheme == "https" || u.Scheme == "http" && loopback)
+}
+
+// withoutSecrets returns the text of a variable, of a URL without userinfo and query.
+func withoutSecrets(name, text string) string {
+	if !strings.HasSuffix(name, "_URL") {
+		return text
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	u.User, u.RawQuery, u.ForceQuery = nil, "", false
+	return u.String()
 }
