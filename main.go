@@ -5,11 +5,12 @@
 //
 //	authsession              serve, set up by environment variables (-h lists them)
 //	authsession -dev         serve with nothing set up: an embedded Redis, a key for this run, a sandbox consent page
-//	authsession healthcheck  ask the running service's /readyz; exit status 0 or 1
+//	authsession check        read the variables and their files, print what would be in force or all that is wrong
+//	authsession healthcheck  ask the running service's /readyz, with -live its /livez; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
 //	authsession jwks         print the key set of existing private or public keys
 //	authsession token        print a token signed by such a key
-//	authsession -version     print the version
+//	authsession version      print the version, like -version; help is like -h
 //
 // A request passes handlers.go, which has the routes and the order of all checks; session.go, which parses the body
 // and makes the record; and store.go, which writes it to Redis. errors.go has all error answers.
@@ -29,6 +30,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -67,35 +69,43 @@ func main() {
 
 const usage = `Without arguments authsession serves, set up by the environment variables below. Its commands:
 
-  healthcheck       ask the running service's /readyz; exit status 0 or 1
+  check             read the variables and their files, print what would be in force or all that is wrong
+  healthcheck       ask the running service's /readyz, with -live its /livez; exit status 0 or 1
   keygen            write a private key to a file, print its key set (more: authsession keygen -h)
   jwks a.pem b.pem  print the key set of existing private or public keys
   token             print a token signed by such a key (more: authsession token -h)
+  help, version     the same as -h and -version
 `
+
+const commands = "the arguments may be one of: check, healthcheck [-live], keygen, jwks, token, help, version, -dev"
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer,
 	stderr *accesslog.Writer) error {
 	flags := flag.NewFlagSet("authsession", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags.SetOutput(io.Discard) // an error says enough without the help
 	version := flags.Bool("version", false, "print the version")
 	isDev := flags.Bool("dev", false,
 		"serve with nothing set up: an embedded Redis, a key for this run, a sandbox consent page")
-	flags.Usage = func() {
-		fmt.Fprint(stderr, usage)
+	err := flags.Parse(args)
+	switch command := strings.Join(flags.Args(), " "); {
+	case errors.Is(err, flag.ErrHelp) || command == "help":
+		fmt.Fprint(stdout, usage)
+		flags.SetOutput(stdout)
 		flags.PrintDefaults()
-		fmt.Fprint(stderr, "\nThe environment variables; an empty one is not set:\n\n")
-		config.PrintVariables(stderr)
-	}
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	switch {
-	case *version:
+		fmt.Fprint(stdout, "\nThe environment variables; an empty one is not set:\n\n")
+		config.PrintVariables(stdout)
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %s", err, commands)
+	case *version || command == "version":
 		_, err := fmt.Fprintln(stdout, "authsession", buildVersion(), runtime.Version())
 		return err
-	case flags.NArg() == 1 && flags.Arg(0) == "healthcheck":
-		cfg, _ := config.Load(getenv) // only ADDR and STORE_TIMEOUT are needed
-		return healthcheck(cfg.Addr, cfg.StoreTimeout+2*time.Second)
+	case command == "check":
+		return check(getenv, stdout, stderr)
+	case command == "healthcheck":
+		return healthcheck(getenv, "/readyz")
+	case command == "healthcheck -live":
+		return healthcheck(getenv, "/livez")
 	case flags.Arg(0) == "keygen":
 		return keytool.Keygen(flags.Args()[1:], stdout, stderr)
 	case flags.Arg(0) == "jwks":
@@ -103,7 +113,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 	case flags.Arg(0) == "token":
 		return keytool.Token(flags.Args()[1:], stdout, stderr)
 	case flags.NArg() > 0:
-		return errors.New("the arguments may be one of: healthcheck, keygen, jwks, token, -dev, -version")
+		return errors.New(commands)
 	case *isDev:
 		d, err := dev.Start(getenv, stdout, stderr)
 		defer d.Stop()
@@ -117,7 +127,31 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		return err
 	}
 	signal.Ignore(syscall.SIGHUP) // files are read again without it
+	warn(cfg, newLog(cfg, stderr))
 	return serve(ctx, cfg, stderr, func(_ net.Addr, h http.Handler) (http.Handler, error) { return h, nil })
+}
+
+// check reads the variables and their files as a start would, and connects to nothing. It prints what would be in force
+// and logs what a start would log of it, or returns an error with a line for each fault.
+func check(getenv func(string) string, stdout, stderr io.Writer) error {
+	cfg, err := config.Load(getenv)
+	log := newLog(cfg, stderr)
+	if keysErr := bearer.CheckFile(cfg.Tokens, log); keysErr != nil {
+		err = errors.Join(err, fmt.Errorf("JWKS_URL must name a usable key set: %w", keysErr))
+	}
+	if err != nil {
+		return err
+	}
+	cfg.Clients.LogLoaded(log)
+	warn(cfg, log)
+	for _, setting := range cfg.Settings {
+		fmt.Fprintln(stdout, setting)
+	}
+	return nil
+}
+
+func newLog(cfg config.Config, w io.Writer) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: cfg.LogLevel}))
 }
 
 // errLogged is an error that the log already has.
@@ -127,7 +161,8 @@ var errLogged = errors.New("the log says why")
 // the address is open, and returns the handler to serve. The error is errLogged.
 func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 	wrap func(net.Addr, http.Handler) (http.Handler, error)) (err error) {
-	log := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	log := newLog(cfg, lines)
+	log.Info("settings", slog.GroupAttrs("", cfg.Settings...))
 	redisconn.LogTo(log)
 	defer func() {
 		if err != nil {
@@ -159,7 +194,6 @@ func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 		log.Info("serving metrics", "addr", operators.Addr().String())
 	}
 	log.Info("listening", "addr", listener.Addr().String(), "version", buildVersion(), "go", runtime.Version())
-	warn(cfg, log)
 
 	// The background outlives the requests, which outlive the signal.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -292,7 +326,7 @@ func newHTTPServer(h http.Handler, storeTimeout time.Duration, log *slog.Logger)
 	}
 }
 
-// warn logs settings that work but may be a mistake.
+// warn logs settings that work but may be a mistake in production.
 func warn(cfg config.Config, log *slog.Logger) {
 	if cfg.Tokens.Issuer == "" {
 		log.Warn("JWT_ISSUER is not set: tokens of any issuer are accepted if a key of the set signed them")
@@ -300,22 +334,26 @@ func warn(cfg config.Config, log *slog.Logger) {
 	if cfg.Tokens.Audience == "" {
 		log.Warn("JWT_AUDIENCE is not set: tokens for other services are accepted")
 	}
+	if cfg.Clients == nil {
+		log.Warn("CLIENTS_FILE is not set: every client may send browsers to any URI")
+	}
 	if cfg.Redis.SkipsVerify() {
 		log.Warn("REDIS_URL sets skip_verify: the server certificate is not verified")
 	}
 }
 
-// healthcheck asks the service that listens on addr for /readyz. The error says why it is not ready.
-func healthcheck(addr string, timeout time.Duration) error {
-	host, port, err := net.SplitHostPort(addr)
+// healthcheck asks the service that listens on ADDR for path. The error says why the answer is not 200.
+func healthcheck(getenv func(string) string, path string) error {
+	cfg, _ := config.Load(getenv) // only ADDR and STORE_TIMEOUT are needed
+	host, port, err := net.SplitHostPort(cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("reading ADDR: %w", err)
 	}
 	if host == "" || host == "0.0.0.0" || host == "::" {
 		host = "localhost"
 	}
-	client := http.Client{Transport: &http.Transport{}, Timeout: timeout} // without a proxy
-	response, err := client.Get("http://" + net.JoinHostPort(host, port) + "/readyz")
+	client := http.Client{Transport: &http.Transport{}, Timeout: cfg.StoreTimeout + 2*time.Second} // without a proxy
+	response, err := client.Get("http://" + net.JoinHostPort(host, port) + path)
 	if err != nil {
 		return err
 	}

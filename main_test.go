@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"go/parser"
 	"go/token"
@@ -67,6 +66,11 @@ func TestRunCommands(t *testing.T) {
 	testkit.Must(t, err)
 	defer taken.Close()
 	addr := taken.Addr().String()
+	checked := map[string]string{"ADDR": addr, "REDIS_URL": "redis://u:s3cret@127.0.0.1:1/3?client_name=s3cret",
+		"CLIENTS_FILE": clientsFile(t, `{"clients": {"acme": {}, "*": {}}}`)}
+	faulty := map[string]string{"JWT_ISSUER": "https://i.example\n", "REDIS_MODE": "Sentinel",
+		"REDIS_URL": "redis://:57#s3cret@h", "JWKS_URL": "file://" + clientsFile(t, `{"keys": []}`),
+		"CLIENTS_FILE": clientsFile(t, `{"clients": {"a": {"ttl": "1h"}, "b": null}}`)}
 	for _, test := range []struct {
 		name string
 		args []string
@@ -74,15 +78,33 @@ func TestRunCommands(t *testing.T) {
 		says []string // in its output or error
 		good bool     // run returns nil
 	}{
-		{name: "help", args: []string{"-h"}, says: []string{"healthcheck", "keygen", "jwks", "token", "-dev", "REDIS_URL",
-			"SESSION_TTL (default 30m)", flag.ErrHelp.Error()}},
-		{name: "version", args: []string{"-version"}, says: []string{"authsession ", "go1."}, good: true},
+		{name: "-h", args: []string{"-h"}, says: []string{"healthcheck", "keygen", "jwks", "token", "-dev", "REDIS_URL",
+			"check ", "-live", "SESSION_TTL (default 30m)"}, good: true},
+		{name: "help", args: []string{"help"}, says: []string{"-live", "SESSION_TTL (default 30m)"}, good: true},
+		{name: "-version", args: []string{"-version"}, says: []string{"authsession ", "go1."}, good: true},
+		{name: "version", args: []string{"version"}, says: []string{"authsession ", "go1."}, good: true},
+		{name: "check", args: []string{"check"}, env: testEnv(t, checked), good: true, says: []string{
+			"ADDR=" + addr + "\n", "\nREDIS_URL=redis://127.0.0.1:1/3\n", "\nSESSION_TTL=30m\n", "\nJWT_ISSUER=\n",
+			`"msg":"clients file loaded","clients":2`, `"msg":"key set loaded","keys":3`, "JWT_ISSUER is not set"}},
+		{name: "check of faults", args: []string{"check"}, env: testEnv(t, faulty), says: []string{
+			`JWT_ISSUER="https://i.example\n" must not have white space around it`,
+			`REDIS_MODE="Sentinel" must be standalone, sentinel or cluster` + "\n",
+			"REDIS_URL must be in go-redis's format for standalone or sentinel or cluster mode: it must not have a # " +
+				"(in a password, write %23 for #",
+			`must name a valid clients file: "/clients/a/ttl": unknown object member name` + "\nCLIENTS_FILE=",
+			`must name a valid clients file: "/clients/b": must be a JSON object` + "\n",
+			"\nJWKS_URL must name a usable key set: no usable key in the set"}},
+		{name: "check of a key set that is not there", args: []string{"check"},
+			env:  testEnv(t, map[string]string{"JWKS_URL": "file:///nonexistent"}),
+			says: []string{"JWKS_URL must name a usable key set: open /nonexistent: no such file"}},
+		{name: "check with an argument", args: []string{"check", "now"}, says: []string{"healthcheck [-live], keygen"}},
+		{name: "healthcheck with an argument", args: []string{"healthcheck", "now"}, says: []string{"healthcheck [-live]"}},
 		{name: "keygen", args: []string{"keygen", "-out", t.TempDir() + "/key"}, says: []string{`"keys"`}, good: true},
 		{name: "unknown command", args: []string{"nonsense"}, says: []string{"healthcheck", "keygen", "-dev"}},
-		{name: "unknown flag", args: []string{"-nonsense"}, says: []string{"-nonsense"}},
+		{name: "unknown flag", args: []string{"-nonsense"}, says: []string{"-nonsense", "healthcheck", "keygen", "-dev"}},
 		{name: "nothing set", says: []string{"AUTH_URL", "REDIS_URL", "JWKS_URL"}},
 		{name: "wrong values", env: testEnv(t, map[string]string{"ADDR": "x", "SESSION_TTL": "1s", "LOG_LEVEL": "loud"}),
-			says: []string{"ADDR", "SESSION_TTL", "LOG_LEVEL"}},
+			says: []string{`ADDR="x" must be`, "\n" + `SESSION_TTL="1s" must be`, "\n" + `LOG_LEVEL="loud" must be`}},
 		{name: "-dev with a key set", args: []string{"-dev"}, env: testEnv(t, nil), says: []string{"JWKS_URL"}},
 		{name: "address in use", env: testEnv(t, map[string]string{"ADDR": addr}), says: []string{"listening", addr}},
 		{name: "METRICS_ADDR", env: testEnv(t, map[string]string{"METRICS_ADDR": addr}), says: []string{"metrics", addr}},
@@ -100,6 +122,9 @@ func TestRunCommands(t *testing.T) {
 				if !output.Has(want) {
 					t.Errorf("run says %s, want %q in it", &output, want)
 				}
+			}
+			if output.Has("s3cret") {
+				t.Errorf("run says %s, want no part of a password", &output)
 			}
 		})
 	}
@@ -144,11 +169,11 @@ func (p *process) wantReady(t *testing.T) {
 		func() bool { return p.do(t, "GET", "/readyz", nil, "").Status == 200 })
 }
 
-// healthcheck is the command's error.
-func (p *process) healthcheck(t *testing.T) error {
+// healthcheck is the error of the command with these flags.
+func (p *process) healthcheck(t *testing.T, flags ...string) error {
 	env := map[string]string{"ADDR": p.addr}
-	stderr := accesslog.NewWriter(io.Discard)
-	return run(t.Context(), []string{"healthcheck"}, func(name string) string { return env[name] }, io.Discard, stderr)
+	args, stderr := append([]string{"healthcheck"}, flags...), accesslog.NewWriter(io.Discard)
+	return run(t.Context(), args, func(name string) string { return env[name] }, io.Discard, stderr)
 }
 
 // After SIGTERM the service is not ready and still serves. Then it answers what is in flight and ends well.
@@ -167,8 +192,8 @@ func TestRunShutdown(t *testing.T) {
 		!strings.Contains(e.Message, "shutting down") {
 		t.Errorf("/readyz says %q, healthcheck %v, want both to name the shutdown", e.Message, err)
 	}
-	if a := p.do(t, "GET", "/livez", nil, ""); a.Status != 200 {
-		t.Errorf("GET /livez = %d, want 200", a.Status)
+	if a, err := p.do(t, "GET", "/livez", nil, ""), p.healthcheck(t, "-live"); a.Status != 200 || err != nil {
+		t.Errorf("GET /livez = %d, healthcheck -live = %v, want 200 and nil", a.Status, err)
 	}
 	gate.Lock()
 	w := p.open(t, goodRequest(t))
@@ -262,11 +287,22 @@ func TestRunMetrics(t *testing.T) {
 	}
 }
 
-// The log warns of what may not be meant, and metrics show a key set that is not there.
+// The log says what is in force and warns of what may not be meant. Metrics show a key set that is not there.
 func TestRunWarnings(t *testing.T) {
 	p := start(t, testEnv(t, map[string]string{"METRICS_ADDR": "127.0.0.1:0", "JWKS_URL": "file:///nonexistent",
-		"REDIS_URL": "rediss://127.0.0.1:" + redistest.FreePort() + "?skip_verify=true"}))
-	for _, text := range []string{"JWT_ISSUER is", "JWT_AUDIENCE is", "skip_verify", "fetching key set failed"} {
+		"REDIS_URL": "rediss://u:s3cret@127.0.0.1:" + redistest.FreePort() + "?skip_verify=true"}))
+	settings := p.log.Line(t, "msg", "settings")
+	for name, want := range map[string]string{"JWKS_URL": "file:///nonexistent", "METRICS_ADDR": "127.0.0.1:0",
+		"SESSION_TTL": "30m", "CLIENTS_FILE": ""} {
+		if settings[name] != want {
+			t.Errorf("the log's settings have %s=%v, want %q", name, settings[name], want)
+		}
+	}
+	if p.log.Has("s3cret") {
+		t.Errorf("the log has the password: %s", p.log)
+	}
+	for _, text := range []string{"JWT_ISSUER is", "JWT_AUDIENCE is", "CLIENTS_FILE is", "skip_verify",
+		"fetching key set failed"} {
 		testkit.WaitFor(t, 20*time.Second, text, func() bool { return p.log.Has(text) })
 	}
 	text := string(p.metrics.do(t, "GET", "/metrics", nil, "").Body)

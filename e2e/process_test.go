@@ -33,14 +33,25 @@ func TestArguments(t *testing.T) {
 		{name: "help", args: []string{"-help"}, prints: "-dev"},
 		{name: "help of a command", args: []string{"keygen", "-help"}, prints: "-out"},
 		{name: "unknown flag", args: []string{"-nope"}, code: 1, prints: "-nope"},
-		{name: "unknown command", args: []string{"serve"}, code: 1, prints: "healthcheck, keygen, jwks, token, -dev"},
-		{name: "argument too many", args: []string{"healthcheck", "now"}, code: 1, prints: "healthcheck, keygen"},
+		{name: "help as a word", args: []string{"help"}, prints: "LOG_LEVEL (default info)"},
+		{name: "version as a word", args: []string{"version"}, prints: "authsession "},
+		{name: "unknown command", args: []string{"serve"}, code: 1, prints: "keygen, jwks, token, help, version, -dev"},
+		{name: "argument too many", args: []string{"healthcheck", "now"}, code: 1, prints: "healthcheck [-live], keygen"},
 		{name: "keygen without a file", args: []string{"keygen"}, code: 1, prints: "-out is required"},
 		{name: "token without a key", args: []string{"token"}, code: 1, prints: "-key is required"},
 		{name: "-dev with keys", args: []string{"-dev"}, env: map[string]string{"JWKS_URL": "x"}, code: 1,
 			prints: "JWKS_URL"},
 		{name: "no variables", code: 1, prints: "AUTH_URL is required"},
-		{name: "wrong variable", env: map[string]string{"SESSION_TTL": "1s"}, code: 1, prints: "SESSION_TTL"},
+		{name: "line feed after a value", env: map[string]string{"JWT_ISSUER": "https://i.example\n"}, code: 1,
+			prints: "\nJWT_ISSUER=\"https://i.example\\n\" must not have white space around it"},
+		{name: "# in a password", env: map[string]string{"REDIS_URL": "redis://:123#abc@host:6379"}, code: 1,
+			prints: "\nREDIS_URL must be in go-redis's format for standalone mode: it must not have a # (in a password, " +
+				"write %23 for #, %2F for /, %3F for ? and %25 for %, or use REDIS_PASSWORD_FILE)\nJWKS_URL"},
+		{name: "wrong variables", env: map[string]string{"REDIS_MODE": "single", "SESSION_TTL": "1s"}, code: 1,
+			prints: "\nREDIS_MODE=\"single\" must be standalone, sentinel or cluster\nSESSION_TTL=\"1s\" must be the " +
+				"lifetime of a session, 1m to 168h\nJWKS_URL is required: the key set's URL"},
+		{name: "check", args: []string{"check"}, code: 1, prints: "AUTH_URL is required"},
+		{name: "good check", args: []string{"check"}, env: serviceEnv(t, "127.0.0.1:1"), prints: "SESSION_TTL=30m\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := startProcess(t, test.env, nil, test.args...)
@@ -70,7 +81,7 @@ func TestSignals(t *testing.T) {
 			s.signal(t, signal)
 			s.wantExit(t, 10*time.Second, 0)
 			s.wantLog(t, secret)
-			for _, warning := range []string{"JWT_ISSUER is not set", "JWT_AUDIENCE is not set"} {
+			for _, warning := range []string{"JWT_ISSUER is not set", "JWT_AUDIENCE is not set", "CLIENTS_FILE is not set"} {
 				if !s.log.Has(warning) {
 					t.Errorf("no warning %q", warning)
 				}
@@ -102,6 +113,8 @@ func TestHealthcheck(t *testing.T) {
 		check := startProcess(t, map[string]string{"ADDR": addr}, nil, "healthcheck")
 		if check.wantExit(t, 20*time.Second, code); addr == strings.TrimPrefix(unwell.url, "http://") {
 			find(t, &check.log, `(redis)`) // the cause
+			live := startProcess(t, map[string]string{"ADDR": addr}, nil, "healthcheck", "-live")
+			live.wantExit(t, 20*time.Second, 0)
 		}
 	}
 }

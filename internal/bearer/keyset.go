@@ -260,3 +260,17 @@ func Fits(key jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
 	}
 	return false
 }
+
+// CheckFile reads the key set if JWKSURL is a file, and logs what Run would log of it. The error says why Run would not
+// load the set. It is nil for other URLs, and for a Config that names no URL or no algorithm.
+func CheckFile(c Config, log *slog.Logger) error {
+	if c.JWKSURL == nil || c.JWKSURL.Scheme != "file" || len(c.Algorithms) == 0 {
+		return nil
+	}
+	k := newKeySet(c, log)
+	document, err := k.fetch(context.Background())
+	if err == nil {
+		err = k.replace(document)
+	}
+	return err
+}

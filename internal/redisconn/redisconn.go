@@ -159,8 +159,7 @@ func ReadPassword(file string) (string, error) {
 	case password == "":
 		return "", errors.New("the password file is empty")
 	case strings.TrimSpace(strings.Trim(password, "\ufeff")) != password:
-		return "", errors.New("the password file has a byte order mark or white space around the password, " +
-			"other than one line feed at the end")
+		return "", errors.New("the password file has a byte order mark or outer white space, not just a final line feed")
 	}
 	return password, err
 }
@@ -218,9 +217,8 @@ func EachPrimary(ctx context.Context, client redis.UniversalClient,
 	return f(ctx, client.(*redis.Client))
 }
 
-// ErrNoAddresses means that the cluster's nodes tell no addresses, so that none but those in the URL can be dialed.
-var ErrNoAddresses = errors.New(
-	"the cluster announces no addresses: cluster-preferred-endpoint-type unknown-endpoint is not supported")
+// ErrNoAddresses means that a cluster announces no addresses to dial.
+var ErrNoAddresses = errors.New("the cluster's cluster-preferred-endpoint-type unknown-endpoint is not supported")
 
 // Explain returns ErrNoAddresses for go-redis's error about such a cluster, which is redis.Nil, and err otherwise.
 func Explain(client redis.UniversalClient, err error) error {
