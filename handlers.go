@@ -244,9 +244,9 @@ func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 	}
 	const invalidToken = `Bearer error="invalid_token"`
 	if credentials[end] != ' ' {
-		return token, unauthorized(invalidToken, errors.New("no single space before the token"))
+		return token, unauthorized(invalidToken, errors.New("no space before the token"))
 	}
-	token, err = s.verifier.Verify(credentials[end+1:], r.Header[s.config.ClientCertHeader]...)
+	token, err = s.verifier.Verify(strings.TrimLeft(credentials[end:], " "), r.Header[s.config.ClientCertHeader]...)
 	if errors.Is(err, bearer.ErrNoKeys) {
 		return token, unavailable("tokens can't be checked yet", err)
 	}

@@ -665,9 +665,11 @@ func TestAuthorization(t *testing.T) {
 			"Cookie: access_token=" + good + "; Authorization=Bearer " + good, "Authorization: " + mark}},
 		{headers: []string{
 			"Authorization: Bearer " + good, "Authorization: bearer " + good, "AUTHORIZATION: BEARER " + good,
-			"authorization: bEaReR " + good, "Authorization: \t Bearer " + good + " \t"}},
+			"authorization: bEaReR " + good, "Authorization: \t Bearer " + good + " \t", "Authorization: Bearer  " + good,
+			"Authorization: Bearer" + strings.Repeat(" ", 100) + good}},
 		{challenge: invalidToken, headers: []string{
-			"Authorization: Bearer\t" + good, "Authorization: Bearer\t " + good, "Authorization: Bearer \t" + good}},
+			"Authorization: Bearer\t" + good, "Authorization: Bearer\t " + good, "Authorization: Bearer \t" + good,
+			"Authorization: Bearer  \t" + good, "Authorization: Bearer  \u00a0" + good}},
 		{challenge: invalidToken, cause: malformed, headers: []string{
 			"Authorization: Bearer " + good + ", Bearer " + good, `Authorization: Bearer "` + good + `"`,
 			"Authorization: Bearer " + good + ";q=1", "Authorization: Bearer " + good[:9] + " " + good[9:],
