@@ -2,6 +2,7 @@ package bearer
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -78,7 +79,7 @@ func (v *Verifier) checkDates(claims members) (exp float64, err error) {
 func expired(exp, now float64) bool { return now >= exp+leeway }
 
 // members are the members of a JSON object by name, with the text of their values.
-type members map[string][]byte
+type members map[string]json.RawMessage
 
 func parseObject(data []byte) (members, error) {
 	m := members{}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -228,14 +229,20 @@ func (k *keySet) parseKey(data []byte) (key jose.JSONWebKey, id string, err erro
 	if err != nil {
 		return key, id, err
 	}
+	// The certificate of a key is not read, because go-jose refuses a good key for an odd x5c, x5t, x5t#S256 or x5u.
+	read := []string{"kty", "n", "e", "crv", "x", "y", "d", "k", "kid", "use", "alg", "key_ops"}
+	maps.DeleteFunc(object, func(name string, value json.RawMessage) bool {
+		return !slices.Contains(read, name) || string(value) == "null"
+	})
+	data, _ = json.Marshal(object) // no error, because parseObject has checked the values
 	fits := func(alg jose.SignatureAlgorithm) bool { return Fits(key, alg) }
 	switch err := key.UnmarshalJSON(data); {
+	case object["d"] != nil || object["k"] != nil: // RFC 7518, section 6
+		return key, id, errors.New("not a public key")
 	case err != nil:
 		return key, id, fmt.Errorf("%+q", cut(strings.TrimPrefix(err.Error(), "go-jose/go-jose: ")))
 	case object["key_ops"] != nil && !slices.Contains(object.texts("key_ops"), "verify"): // go-jose ignores it
 		return key, id, errors.New("key_ops lacks verify")
-	case !key.IsPublic():
-		return key, id, errors.New("not a public key")
 	case !slices.ContainsFunc(k.config.Algorithms, fits):
 		return key, id, errors.New("its type, size, alg and use fit none of JWT_ALGORITHMS")
 	}

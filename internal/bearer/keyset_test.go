@@ -3,11 +3,16 @@ package bearer_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -342,6 +347,17 @@ func TestVerifierRunHTTP(t *testing.T) {
 	v.check(t, verifyTest{name: "after the rotation", token: old, wantErr: accepted})
 }
 
+// certificate returns a certificate in DER whose serial number is 1 or -1, which crypto/x509 cannot parse.
+func certificate(t testing.TB, serial int8) []byte {
+	t.Helper()
+	key := testkit.EC().Private
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	testkit.Must(t, err)
+	const integer, length = 2, 1
+	return bytes.Replace(der, []byte{integer, length, 1}, []byte{integer, length, byte(serial)}, 1)
+}
+
 // TestVerifierRunKeys has keys with restrictions, and those that are skipped with their reasons in the log.
 func TestVerifierRunKeys(t *testing.T) {
 	rs, other := testkit.RSA(), newES256(t, "other")
@@ -367,12 +383,26 @@ func TestVerifierRunKeys(t *testing.T) {
 	const notObject, notPublic = "must be one JSON object", "not a public key"
 	const noFit, noOps = "its type, size, alg and use fit none of JWT_ALGORITHMS", "key_ops lacks verify"
 	const unsupported = `"unsupported key type, format, curve, or RSA modulus size"`
+	notText := func(kind string) string { return `"json: cannot unmarshal ` + kind + ` into Go value of type string"` }
 	ec, none := testkit.EC(), map[string]any{"alg": "", "use": ""}
 	keys := []any{
 		entry(rs, "free", none), entry(as(rs, "", jose.PS256), "ps", nil), entry(other, "other", none),
 		entry(ec, "double", nil), entry(rs, "double", none), entry(other, "double", none),
 		entry(ec, "ops", map[string]any{"key_ops": []string{"sign", "verify"}}),
 		rsaEntry("rsa-2048", 2048), rsaEntry("rsa-8192", 8192),
+	}
+	der := certificate(t, 1)
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	odd := []map[string]any{ // A key's certificate is not read, and null is absent.
+		{"x5c": []any{base64.StdEncoding.EncodeToString(certificate(t, -1))}},
+		{"x5c": []any{base64.StdEncoding.EncodeToString(der)}}, {"x5c": []any{b64(der)}}, {"x5c": []any{text}},
+		{"x5c": []any{}}, {"x5c": []any{"?", 5, nil}}, {"x5c": "MII"}, {"x5c": nil},
+		{"x5t": b64("four"), "x5t#S256": b64("four")}, {"x5t": "MQ==", "x5t#S256": "+/=="}, {"x5t": 5, "x5t#S256": nil},
+		{"x5u": "%zz"}, {"x5u": 5}, {"d": nil, "k": nil, "p": 5, "pub": 5, "oth": 5, "ext": true},
+		{"key_ops": nil}, {"use": nil}, {"alg": nil}, {"alg": nil, "use": nil, "key_ops": nil, "x5c": nil, "x5u": nil},
+	}
+	for i, members := range odd {
+		keys = append(keys, entry(rs, fmt.Sprint("odd-", i), members))
 	}
 	loaded := float64(len(keys))
 	var wantSkipped []any
@@ -384,7 +414,7 @@ func TestVerifierRunKeys(t *testing.T) {
 		{key: json.RawMessage(`{"kid":"a","kid":"b"}`), want: `"a": must not give a member name twice in one object`},
 		{key: map[string]any{}, want: `"": "missing json web key type"`},
 		{key: map[string]any{"kty": "new", "kid": "good"}, want: `"good": ` + unsupported},
-		{key: map[string]any{"kid": 5}, want: `"": "json: cannot unmarshal number into Go value of type string"`},
+		{key: map[string]any{"kid": 5}, want: `"": ` + notText("number")},
 		{key: map[string]any{"kty": "new", "kid": "\n" + long}, want: `"\n` + long[:63] + `": ` + unsupported},
 		{key: point("off-curve", "P-256"), want: `"off-curve": "invalid EC key, X/Y are not on declared curve"`},
 		{key: point("k1", "secp256k1"), want: `"k1": ` + unsupported},
@@ -392,6 +422,8 @@ func TestVerifierRunKeys(t *testing.T) {
 		{key: rsaEntry("rsa-8193", 8193), want: `"rsa-8193": ` + unsupported},
 		{key: map[string]any{"kty": "oct", "kid": "oct", "k": b64(secret)}, want: `"oct": ` + notPublic},
 		{key: jose.JSONWebKey{Key: ec.Private, KeyID: "private"}, want: `"private": ` + notPublic},
+		{key: entry(rs, "d", map[string]any{"d": "AQ"}), want: `"d": ` + notPublic},
+		{key: entry(rs, "empty-d", map[string]any{"d": ""}), want: `"empty-d": ` + notPublic},
 		{key: entry(ec, "enc", map[string]any{"use": "enc"}), want: `"enc": ` + noFit},
 		{key: entry(ec, "ec-rs", map[string]any{"alg": "RS256"}), want: `"ec-rs": ` + noFit},
 		{key: testkit.NewKey(t, "p384", jose.ES384).Public(), want: `"p384": ` + noFit},
@@ -416,6 +448,10 @@ func TestVerifierRunKeys(t *testing.T) {
 		{name: "private key", token: sign(t, as(ec, "private", jose.ES256)), wantErr: noKey},
 		{name: "symmetric key", token: hs256(`{"alg":"ES256","kid":"oct"}`, payload(t, ""), secret), wantErr: noKey},
 	}...)
+	for i, members := range odd {
+		token := sign(t, as(rs, fmt.Sprint("odd-", i), jose.RS256))
+		v.check(t, verifyTest{name: asJSON(t, members), token: token, wantErr: accepted})
+	}
 	// The log names some of many skipped keys.
 	v = newVerifier(config(keyFile(t, append(make([]any, 10_000), ec.Public())...))).start(t)
 	if n := len(v.log.String()); n > 10<<10 {
