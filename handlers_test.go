@@ -746,7 +746,7 @@ func TestToken(t *testing.T) {
 			cause: "no key of the set"},
 		{ts: plain, name: "forged", token: by(testkit.NewKey(t, "ec", jose.ES256)), challenge: invalidToken,
 			cause: "bad signature"},
-		{ts: plain, name: "expired", token: with("exp", 1), challenge: invalidToken, cause: "expired"},
+		{ts: plain, name: "expired", token: with("exp", 1), challenge: invalidToken, cause: "s ago"},
 		{ts: plain, name: "no client", token: with("client_id", nil), challenge: invalidToken, cause: "no client"},
 		{ts: plain, name: "no scope", token: with("scope", nil), challenge: lacksScope},
 		{ts: plain, name: "bound", token: with("cnf", map[string]any{"jkt": "x"}), challenge: invalidToken, cause: "cnf"},

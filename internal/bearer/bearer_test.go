@@ -458,7 +458,7 @@ func TestVerifierVerifyDates(t *testing.T) {
 		now := time.Now().Unix()
 		at := func(seconds float64) string { return fmt.Sprintf("%.2f", float64(now)+seconds) }
 		const day = 24 * 60 * 60
-		const noExp, expired, tooLong = "no exp", "expired", "exp is further away than JWT_MAX_LIFETIME"
+		const noExp, tooLong = "no exp", "exp is further away than JWT_MAX_LIFETIME"
 		tests := []verifyTest{
 			{name: "no exp", token: with(t, map[string]any{"exp": nil}), wantErr: noExp},
 			{name: "EXP", token: with(t, map[string]any{"exp": nil, "EXP": now + 60}), wantErr: noExp},
@@ -470,7 +470,12 @@ func TestVerifierVerifyDates(t *testing.T) {
 			}
 		}
 		add(accepted, "exp", at(3600), at(0), at(-10), at(-29), at(-29.5), at(day), at(3600)+"E+0")
-		add(expired, "exp", at(-30), at(-31), "0", "-0", "-1", "1e2", "1e-400")
+		add("expired 30s ago", "exp", at(-30), at(-30.4))
+		add("expired 31s ago", "exp", at(-30.5), at(-31))
+		add("expired 3m0s ago", "exp", at(-180))
+		add("expired 262968h0m0s ago", "exp", "0", "-0", "1e-400")
+		add("expired 262968h0m1s ago", "exp", "-1")
+		add("expired 2500000h0m0s ago", "exp", "-1e11", "-1e308") // as long as a Duration can be
 		add(tooLong, "exp", at(day+0.5), at(day+1), fmt.Sprint(now*1000), fmt.Sprint(now*1e9), "1e308",
 			strings.Repeat("9", 40))
 		add("exp is not a number", "exp", strings.Repeat("9", 400))
@@ -626,7 +631,7 @@ func TestVerifierVerifyCached(t *testing.T) {
 		v.check(t, []verifyTest{
 			{name: "valid", token: token, wantErr: accepted},
 			{name: "valid, no signature", token: token[:strings.LastIndex(token, ".")+1], wantErr: badSignature},
-			{name: "expired", token: with(t, map[string]any{"exp": 1}), wantErr: "expired"},
+			{name: "expired", token: with(t, map[string]any{"exp": begin.Unix() - 60}), wantErr: "expired 1m0s ago"},
 		}...)
 		if n := v.CachedTokens(); n != 1 {
 			t.Errorf("%d tokens are cached, want the valid one", n)
@@ -641,7 +646,7 @@ func TestVerifierVerifyCached(t *testing.T) {
 		time.Sleep(time.Until(begin.Add(89_999 * time.Millisecond)))
 		v.check(t, verifyTest{name: "before exp and leeway", token: token, wantErr: accepted})
 		time.Sleep(time.Millisecond)
-		v.check(t, verifyTest{name: "at exp and leeway", token: token, wantErr: "expired"})
+		v.check(t, verifyTest{name: "at exp and leeway", token: token, wantErr: "expired 30s ago"})
 	})
 }
 

@@ -64,7 +64,8 @@ func (v *Verifier) checkDates(claims members) (exp float64, err error) {
 	case claims["exp"] == nil:
 		return 0, errors.New("no exp")
 	case expired(exp, now):
-		return 0, errors.New("expired")
+		ago := time.Duration(min(now-exp, 9e9) * 1e9) // 9e9 s is about the longest Duration
+		return 0, fmt.Errorf("expired %s ago", ago.Round(time.Second))
 	case exp-now > v.config.MaxLifetime.Seconds():
 		return 0, errors.New("exp is further away than JWT_MAX_LIFETIME")
 	case dates["nbf"] > now+leeway:
