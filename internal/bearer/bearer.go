@@ -8,12 +8,14 @@ package bearer
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +35,23 @@ const (
 var Algorithms = []jose.SignatureAlgorithm{
 	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
 	jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
+}
+
+// ParseAlgorithm returns EdDSA for Ed25519, its new name (RFC 9864, section 2.2), and any other name as it is. It
+// reports whether the result is one of Algorithms.
+func ParseAlgorithm(name string) (alg jose.SignatureAlgorithm, known bool) {
+	if alg = jose.SignatureAlgorithm(name); alg == "Ed25519" {
+		alg = jose.EdDSA
+	}
+	return alg, slices.Contains(Algorithms, alg)
+}
+
+// ed25519Key verifies EdDSA signatures of tokens whose alg is EdDSA or Ed25519. go-jose knows only the first name.
+type ed25519Key ed25519.PublicKey
+
+// VerifyPayload implements jose.OpaqueVerifier.
+func (k ed25519Key) VerifyPayload(payload, signature []byte, _ jose.SignatureAlgorithm) error {
+	return ed25519.VerifyWithOptions(ed25519.PublicKey(k), payload, signature, &ed25519.Options{})
 }
 
 // Config holds the rules for valid tokens.
@@ -123,16 +142,25 @@ func (v *Verifier) verify(token string) (verifiedToken, error) {
 	if err != nil {
 		return verifiedToken{}, err
 	}
-	signed, err := jose.ParseSignedCompact(token, v.config.Algorithms)
+	names := v.config.Algorithms // as a token's alg gives them
+	if slices.Contains(names, jose.EdDSA) {
+		names = append(slices.Clip(names), "Ed25519")
+	}
+	signed, err := jose.ParseSignedCompact(token, names)
 	if err != nil { // not wrapped, because it quotes the token
 		return verifiedToken{}, errors.New("malformed, or signed with an algorithm that is not allowed")
 	}
-	keys, err := v.keys.find(kid, jose.SignatureAlgorithm(signed.Signatures[0].Header.Algorithm))
+	alg, _ := ParseAlgorithm(signed.Signatures[0].Header.Algorithm)
+	keys, err := v.keys.find(kid, alg)
 	if err != nil {
 		return verifiedToken{}, err
 	}
 	for _, key := range keys {
-		payload, err := signed.Verify(key.Key)
+		public := key.Key
+		if ed, ok := public.(ed25519.PublicKey); ok {
+			public = ed25519Key(ed)
+		}
+		payload, err := signed.Verify(public)
 		if err != nil {
 			continue
 		}

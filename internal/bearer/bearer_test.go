@@ -392,14 +392,45 @@ func TestVerifierVerifyAlgorithm(t *testing.T) {
 	}
 
 	p384 := testkit.NewKey(t, "p384", jose.ES384)
-	c := config(keyFile(t, ec.Public(), p384.Public(), rs.Public()))
+	c := config(keyFile(t, ec.Public(), p384.Public(), rs.Public(), ed.Public()))
 	c.Algorithms = []jose.SignatureAlgorithm{jose.ES384, jose.RS256}
 	newVerifier(c).start(t).check(t, []verifyTest{
+		{name: "EdDSA not configured", token: sign(t, ed), wantErr: malformed},
+		{name: "Ed25519 not configured", token: raw(t, ed, `{"alg":"Ed25519","kid":"ed"}`, claims), wantErr: malformed},
 		{name: "configured ES384", token: sign(t, p384), wantErr: accepted},
 		{name: "configured RS256", token: sign(t, rs), wantErr: accepted},
 		{name: "ES256 not configured", token: sign(t, ec), wantErr: malformed},
 		{name: "configured ES384, kid of the P-256 key", token: as(p384, "ec", jose.ES384), wantErr: noKey},
 	}...)
+}
+
+// TestVerifierVerifyEd25519 has EdDSA's new name in tokens and keys, and what must not get in by it.
+func TestVerifierVerifyEd25519(t *testing.T) {
+	ec, ed, claims := testkit.EC(), testkit.Ed(), payload(t, "")
+	renamed := keytool.Key{ID: "new", Algorithm: "Ed25519", Private: testkit.NewKey(t, "", jose.EdDSA).Private}
+	v := newVerifier(config(keyFile(t, testkit.RSA().Public(), ec.Public(), ed.Public(), renamed.Public()))).start(t)
+	head := func(alg, kid string) string { return fmt.Sprintf(`{"alg":%q,"kid":%q}`, alg, kid) }
+	const name = "Ed25519"
+	good, public := raw(t, ed, head(name, "ed"), claims), []byte(ed.Private.Public().(ed25519.PublicKey))
+	v.check(t, []verifyTest{
+		{name: "key for EdDSA", token: good, wantErr: accepted},
+		{name: "key for Ed25519", token: raw(t, renamed, head(name, "new"), claims), wantErr: accepted},
+		{name: "key for Ed25519, EdDSA", token: raw(t, renamed, head("EdDSA", "new"), claims), wantErr: accepted},
+		{name: "no kid, two keys", token: raw(t, ed, `{"alg":"Ed25519"}`, claims), wantErr: noKey},
+		{name: "RSA key", token: raw(t, ed, head(name, "rsa"), claims), wantErr: noKey},
+		{name: "EC key and signature", token: raw(t, ec, head(name, "ec"), claims), wantErr: noKey},
+		{name: "EC signature", token: raw(t, ec, head(name, "ed"), claims), wantErr: badSignature},
+		{name: "another key", token: raw(t, renamed, head(name, "ed"), claims), wantErr: badSignature},
+		{name: "HMAC", token: hs256(head(name, "ed"), claims, public), wantErr: badSignature},
+		{name: "no signature", token: good[:strings.LastIndex(good, ".")+1], wantErr: badSignature},
+		{name: "renamed", token: b64(head("EdDSA", "ed")) + good[strings.Index(good, "."):], wantErr: badSignature},
+	}...)
+	for _, alg := range []string{"ed25519", "ED25519", "Ed25519 ", "Ed448", "Ed25519ph", "HS256", "none"} {
+		v.check(t, []verifyTest{
+			{name: alg, token: raw(t, ed, head(alg, "ed"), claims), wantErr: malformed},
+			{name: alg + " with HMAC", token: hs256(head(alg, "ed"), claims, public), wantErr: malformed},
+		}...)
+	}
 }
 
 // TestVerifierVerifyHMAC has tokens that are authenticated with the RSA public key or a weak text as the secret.

@@ -252,7 +252,7 @@ func (k *keySet) parseKey(data []byte) (key jose.JSONWebKey, id string, err erro
 // Fits reports whether a key may verify signatures by alg, according to its type, size, alg and use. No private or
 // symmetric key may.
 func Fits(key jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
-	if key.Algorithm != "" && key.Algorithm != string(alg) || key.Use != "" && key.Use != "sig" {
+	if own, _ := ParseAlgorithm(key.Algorithm); own != "" && own != alg || key.Use != "" && key.Use != "sig" {
 		return false
 	}
 	switch public := key.Key.(type) {

@@ -140,7 +140,7 @@ func (r *reader) config() Config {
 			Issuer:   read(r, "JWT_ISSUER", "", "the iss that a token must have (if not set, any)", anyText),
 			Audience: read(r, "JWT_AUDIENCE", "", "a member that a token's aud must have (if not set, any)", anyText),
 			Algorithms: read(r, "JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA",
-				"comma-separated: EdDSA, and RS, PS and ES with 256, 384 or 512", listOf(parseAlgorithm)),
+				"comma-separated: EdDSA or Ed25519, RS, PS and ES with 256, 384 or 512", listOf(bearer.ParseAlgorithm)),
 			ClientClaims: read(r, "JWT_CLIENT_CLAIM", "client_id,azp,sub",
 				"comma-separated claims, of which the first that a token has names the client", listOf(nonEmpty)),
 			MaxLifetime: read(r, "JWT_MAX_LIFETIME", "24h", "the maximum time left until a token's exp, 1s to 87600h",

@@ -13,10 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"authsession/internal/bearer"
 	"authsession/internal/redirecturi"
-
-	"github.com/go-jose/go-jose/v4"
 )
 
 // Parsers return the value of a variable's text, which is "" if the variable is not set and has no default, and report
@@ -60,11 +57,6 @@ func parseLevel(text string) (level slog.Level, ok bool) {
 		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 	}[text]
 	return level, ok
-}
-
-func parseAlgorithm(text string) (jose.SignatureAlgorithm, bool) {
-	algorithm := jose.SignatureAlgorithm(text)
-	return algorithm, slices.Contains(bearer.Algorithms, algorithm)
 }
 
 func parsePrefix(text string) (netip.Prefix, bool) {
