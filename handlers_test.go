@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -731,6 +732,19 @@ func TestToken(t *testing.T) {
 	testkit.Must(t, err)
 	typJWT, err := jwt.Signed(signer).Claims(testkit.Claims()).Serialize()
 	testkit.Must(t, err)
+	renamed := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"Ed25519","kid":"ed"}`)) + "." +
+		strings.Split(by(testkit.Ed()), ".")[1]
+	signature := ed25519.Sign(testkit.Ed().Private.(ed25519.PrivateKey), []byte(renamed))
+	renamed += "." + base64.RawURLEncoding.EncodeToString(signature)
+
+	jwk, err := json.Marshal(testkit.RSA().Public())
+	testkit.Must(t, err)
+	oddKeys := filepath.Join(t.TempDir(), "jwks.json")
+	testkit.Must(t, os.WriteFile(oddKeys, []byte(`{"keys":[`+strings.TrimSuffix(string(jwk), "}")+
+		`,"x5c":["MII"],"x5t":"AAAA","x5t#S256":"=","x5u":"%zz","key_ops":null}]}`), 0o600))
+	odd := newTestServer(t, map[string]string{"JWKS_URL": "file://" + oddKeys, "JWT_SCOPE_CLAIM": "roles"})
+	testkit.WaitFor(t, 20*time.Second, "the odd key", odd.verifier.Ready)
+	inRoles := testkit.With(map[string]any{"scope": nil, "roles": []string{"api:user.write"}})
 	for _, test := range []struct {
 		ts               *testServer
 		name, token      string
@@ -741,6 +755,10 @@ func TestToken(t *testing.T) {
 		{ts: plain, name: "RSA", token: by(testkit.RSA()), client: "acme"},
 		{ts: plain, name: "EC", token: by(testkit.EC()), client: "acme"},
 		{ts: plain, name: "Ed25519", token: by(testkit.Ed()), client: "acme"},
+		{ts: plain, name: "Ed25519 by its new name", token: renamed, client: "acme"},
+		{ts: plain, name: "scope in roles", token: testkit.Sign(t, testkit.RSA(), inRoles), challenge: lacksScope},
+		{ts: odd, name: "JWT_SCOPE_CLAIM", token: testkit.Sign(t, testkit.RSA(), inRoles), client: "acme"},
+		{ts: odd, name: "scope elsewhere", token: by(testkit.RSA()), challenge: lacksScope},
 		{ts: plain, name: "8 KiB", token: longToken(t, 8192), client: "acme"},
 		{ts: plain, name: "unknown key", token: by(testkit.NewKey(t, "x", jose.ES256)), challenge: invalidToken,
 			cause: "no key of the set"},

@@ -61,6 +61,7 @@ type Config struct {
 	Issuer       string                    // required iss; "" allows any
 	Audience     string                    // required member of aud; "" allows any
 	ClientClaims []string                  // claims with the client ID: the first non-empty string counts
+	ScopeClaims  []string                  // claims with scopes: Scope may be in any of them
 	MaxLifetime  time.Duration             // maximum time left until exp
 	RequireATJWT bool                      // require typ at+jwt (RFC 9068, section 4)
 }

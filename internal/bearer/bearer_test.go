@@ -75,6 +75,7 @@ func config(keySet *url.URL) bearer.Config {
 		JWKSURL:      keySet,
 		Algorithms:   []jose.SignatureAlgorithm{jose.RS256, jose.PS256, jose.ES256, jose.EdDSA},
 		ClientClaims: []string{"client_id", "azp", "sub"},
+		ScopeClaims:  []string{"scope", "scp"},
 		MaxLifetime:  24 * time.Hour,
 	}
 }
@@ -599,6 +600,18 @@ func TestVerifierVerifyScope(t *testing.T) {
 	test("api:user", ".write", false)
 	other := with(t, map[string]any{"scope": nil, "SCOPE": ours, "scopes": ours, "roles": []any{ours}})
 	v.checkToken(t, verifyTest{name: "other claims", token: other}, bearer.Token{ClientID: "acme"})
+
+	c := config(ourKeys(t))
+	c.ScopeClaims = []string{"roles", "https://a.example/scopes"}
+	v = newVerifier(c).start(t)
+	for claim, want := range map[string]bool{
+		"roles": true, "https://a.example/scopes": true, "Roles": false, "scope": false, "scp": false,
+	} {
+		for _, value := range []any{ours, []any{"a", ours}} {
+			token := with(t, map[string]any{"scope": nil, claim: value})
+			v.checkToken(t, verifyTest{name: claim, token: token}, bearer.Token{ClientID: "acme", HasScope: want})
+		}
+	}
 }
 
 func TestVerifierVerifyClientID(t *testing.T) {

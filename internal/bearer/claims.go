@@ -44,7 +44,7 @@ func (v *Verifier) checkClaims(payload []byte) (t verifiedToken, err error) {
 	case len(t.ClientID) > maxClientIDBytes:
 		return t, fmt.Errorf("the client's name is over %d bytes", maxClientIDBytes)
 	}
-	t.HasScope = claims.hasScope("scope") || claims.hasScope("scp")
+	t.HasScope = slices.ContainsFunc(v.config.ScopeClaims, claims.hasScope)
 	t.ID = cut(claims.text("jti"))
 	t.thumbprint, err = claims.thumbprint()
 	return t, err

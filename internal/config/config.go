@@ -143,6 +143,8 @@ func (r *reader) config() Config {
 				"comma-separated: EdDSA or Ed25519, RS, PS and ES with 256, 384 or 512", listOf(bearer.ParseAlgorithm)),
 			ClientClaims: read(r, "JWT_CLIENT_CLAIM", "client_id,azp,sub",
 				"comma-separated claims, of which the first that a token has names the client", listOf(nonEmpty)),
+			ScopeClaims: read(r, "JWT_SCOPE_CLAIM", "scope,scp",
+				"comma-separated claims that may hold the scope, such as roles", listOf(nonEmpty)),
 			MaxLifetime: read(r, "JWT_MAX_LIFETIME", "24h", "the maximum time left until a token's exp, 1s to 87600h",
 				within(time.Second, 10*365*24*time.Hour, time.ParseDuration)),
 			RequireATJWT: read(r, "JWT_TYP", "",

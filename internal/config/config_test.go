@@ -49,6 +49,7 @@ func fields(t *testing.T, c config.Config) map[string]any {
 		"JWKS_URL": c.Tokens.JWKSURL, "JWT_ISSUER": c.Tokens.Issuer, "JWT_AUDIENCE": c.Tokens.Audience,
 		"JWT_ALGORITHMS": c.Tokens.Algorithms, "JWT_CLIENT_CLAIM": c.Tokens.ClientClaims,
 		"JWT_MAX_LIFETIME": c.Tokens.MaxLifetime, "JWT_TYP": c.Tokens.RequireATJWT,
+		"JWT_SCOPE_CLAIM":    c.Tokens.ScopeClaims,
 		"CLIENT_CERT_HEADER": c.ClientCertHeader, "TRUSTED_PROXIES": c.TrustedProxies, "STORE_TIMEOUT": c.StoreTimeout,
 		"MAX_IN_FLIGHT": c.MaxInFlight, "DRAIN_DELAY": c.DrainDelay, "SHUTDOWN_GRACE": c.ShutdownGrace,
 		"METRICS_ADDR": c.MetricsAddr, "LOG_LEVEL": c.LogLevel, "CLIENTS_FILE": c.Clients.Find("other") == nil,
@@ -100,6 +101,8 @@ func TestLoad(t *testing.T) {
 		{name: "JWT_ISSUER", value: "https://i.example/", want: "https://i.example/"},
 		{name: "JWT_AUDIENCE", value: "a", want: "a"},
 		{name: "JWT_ALGORITHMS", fallback: "[RS256 PS256 ES256 EdDSA]", value: "ES384, RS512", want: "[ES384 RS512]"},
+		{name: "JWT_ALGORITHMS", fallback: "[RS256 PS256 ES256 EdDSA]", value: "Ed25519,ES256", want: "[EdDSA ES256]"},
+		{name: "JWT_SCOPE_CLAIM", fallback: "[scope scp]", value: "roles, scp", want: "[roles scp]"},
 		{name: "JWT_CLIENT_CLAIM", fallback: "[client_id azp sub]", value: "org_id, x", want: "[org_id x]"},
 		{name: "JWT_MAX_LIFETIME", fallback: "24h0m0s", value: "720h", want: "720h0m0s"},
 		{name: "JWT_TYP", fallback: "false", value: "at+jwt", want: "true"},
@@ -192,6 +195,7 @@ func TestLoadRejects(t *testing.T) {
 		{name: "JWT_ALGORITHMS", valid: []string{"RS256", "PS256,PS384,PS512,ES256,ES384,ES512,EdDSA", "EdDSA,Ed25519"},
 			invalid: []string{"HS256", "none", "RS256,none", "rs256", "A", "RS256,,ES256", "ed25519", "Ed448"}},
 		{name: "JWT_CLIENT_CLAIM", valid: []string{"", "org_id", "a, b", "a ,  b"}, invalid: []string{",", "a,"}},
+		{name: "JWT_SCOPE_CLAIM", valid: []string{"", "roles", "a, b"}, invalid: []string{",", "a,"}},
 		{name: "JWT_MAX_LIFETIME", valid: []string{"1s", "87600h"}, invalid: []string{"0s", "-1h", "87601h", "x"}},
 		{name: "JWT_TYP", valid: []string{"", "at+jwt"}, invalid: []string{"JWT", "AT+JWT", "application/at+jwt"}},
 		{name: "CLIENT_CERT_HEADER", valid: []string{"", "Client-Cert", "x1"},
@@ -373,6 +377,7 @@ func TestLoadIdentityProviders(t *testing.T) {
 		}
 		c, err := load(env)
 		testkit.Must(t, err)
+		delete(env, "JWT_SCOPE_CLAIM") // only one provider needs it
 		if len(env) != 4 || !strings.HasPrefix(c.Tokens.Issuer, "https://"+c.Tokens.JWKSURL.Host) {
 			t.Errorf("%v: want JWKS_URL and JWT_ISSUER on one host, JWT_AUDIENCE and JWT_CLIENT_CLAIM", env)
 		}

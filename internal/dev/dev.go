@@ -145,7 +145,7 @@ curl -sS -X POST %s/auth/session \
 // issue returns a token of client that the service accepts for lifetime, or for JWT_MAX_LIFETIME if that is shorter.
 func (d *Dev) issue(client string, lifetime time.Duration) (string, error) {
 	c := d.Config.Tokens
-	claims := map[string]string{"scope": bearer.Scope, "iss": c.Issuer, "aud": c.Audience}
+	claims := map[string]string{c.ScopeClaims[0]: bearer.Scope, "iss": c.Issuer, "aud": c.Audience}
 	name := c.ClientClaims[0]
 	claims[name] = cmp.Or(claims[name], client)
 	return d.key.Issue(min(lifetime, c.MaxLifetime), claims)

@@ -79,6 +79,7 @@ func der(t testing.TB, kind string) func(data []byte, err error) *pem.Block {
 func newVerifier(t testing.TB, file string, c bearer.Config) *bearer.Verifier {
 	t.Helper()
 	c.JWKSURL, c.ClientClaims = &url.URL{Scheme: "file", Path: file}, []string{"client_id"}
+	c.ScopeClaims = []string{"scope"}
 	v := bearer.New(c, slog.New(slog.DiscardHandler))
 	var running sync.WaitGroup
 	running.Go(func() { v.Run(t.Context()) }) // t.Context ends before Cleanup
