@@ -27,11 +27,10 @@ import (
 // MaxWait is how long Verify waits for a fetch of the key set if a token's key ID is unknown.
 const MaxWait = time.Second
 
-// MinRSABits is the minimum size of an RSA key (RFC 7518, section 3.3).
-const MinRSABits = 2048
+// MinRSABits and MaxRSABits limit the size of an RSA key (RFC 7518, section 3.3).
+const MinRSABits, MaxRSABits = 2048, 8192
 
 const (
-	maxRSABits      = 8192
 	httpInterval    = 10 * time.Minute // between fetches of a loaded key set
 	fileInterval    = time.Second      // the same for a file, which is cheap to read
 	firstRetry      = time.Second      // after a failed first fetch; doubled after each further failure
@@ -43,7 +42,7 @@ const (
 )
 
 // raiseRSALimit makes go-jose parse RSA keys over 4,096 bits. It must run before the first key is parsed.
-var raiseRSALimit = sync.OnceFunc(func() { jose.MaxRSAModulusBits = maxRSABits })
+var raiseRSALimit = sync.OnceFunc(func() { jose.MaxRSAModulusBits = MaxRSABits })
 
 // keySet is the authorization server's set of public keys (RFC 7517). Only run fetches it.
 // It is not a library's cache, because those fetch the set for every forged key ID or drop a good set.
@@ -258,7 +257,7 @@ func Fits(key jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
 	switch public := key.Key.(type) {
 	case *rsa.PublicKey:
 		isRSA := strings.HasPrefix(string(alg), "RS") || strings.HasPrefix(string(alg), "PS")
-		return isRSA && public.N.BitLen() >= MinRSABits
+		return isRSA && MinRSABits <= public.N.BitLen() && public.N.BitLen() <= MaxRSABits
 	case *ecdsa.PublicKey: // RFC 7518, section 3.4
 		byBits := map[int]jose.SignatureAlgorithm{256: jose.ES256, 384: jose.ES384, 521: jose.ES512}
 		return byBits[public.Curve.Params().BitSize] == alg

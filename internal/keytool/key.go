@@ -1,6 +1,7 @@
 package keytool
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -10,8 +11,11 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"authsession/internal/bearer"
@@ -90,44 +94,66 @@ func (k Key) Sign(claims map[string]any) (string, error) {
 	return jwt.Signed(signer).Claims(claims).Serialize()
 }
 
-// readKey returns the first key in a PEM file that fits one of bearer.Algorithms, and all that it fits, which only for
-// RSA keys are several. The key has a kid and no alg. The error follows the name of the file.
-func readKey(file string) (key jose.JSONWebKey, fitting []jose.SignatureAlgorithm, err error) {
+// readKeys returns the keys in a PEM file, private or public, at least one. Each has a kid and no alg. The error names
+// the block that has no usable key, and the reason. It follows the name of the file.
+func readKeys(file string) (keys []jose.JSONWebKey, err error) {
+	const begin = "\n-----BEGIN "
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return key, nil, fmt.Errorf("cannot be read: %w", err)
+		return nil, fmt.Errorf("cannot be read: %w", err)
 	}
-	for block, rest := pem.Decode(data); block != nil && fitting == nil; block, rest = pem.Decode(rest) {
-		key = jose.JSONWebKey{Key: parseKey(block), Use: "sig"}
-		for _, alg := range bearer.Algorithms {
-			if bearer.Fits(key.Public(), alg) {
-				fitting = append(fitting, alg)
-			}
+	for i, text := range strings.Split("\n"+string(data), begin)[1:] {
+		block, _ := pem.Decode([]byte(begin + text)) // block by block, because Decode passes over damaged ones
+		block = cmp.Or(block, &pem.Block{Type: "damaged"})
+		if block.Type == "EC PARAMETERS" { // may precede a key
+			continue
 		}
+		key := jose.JSONWebKey{Use: "sig"}
+		switch key.Key, err = parseKey(block); {
+		case err == nil && len(algorithms(key)) == 0:
+			err = errors.New("its type or size is not supported")
+		case err == nil:
+			key.KeyID, err = keyID(key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("has no usable key in PEM block %d (%s): %w; a key must be RSA of %d to %d bits, "+
+				"not RSASSA-PSS, or EC on P-256, P-384 or P-521, or Ed25519",
+				i+1, block.Type, err, bearer.MinRSABits, bearer.MaxRSABits)
+		}
+		keys = append(keys, key)
 	}
-	if fitting == nil {
-		return key, nil, fmt.Errorf("must hold a key in PEM: RSA of %d bits or more, "+
-			"EC on P-256, P-384 or P-521, or Ed25519", bearer.MinRSABits)
+	if keys == nil {
+		err = errors.New("has no key in PEM")
 	}
-	key.KeyID, err = keyID(key)
-	return key, fitting, err
+	return keys, err
 }
 
-// parseKey returns a private or public key, as a type of package crypto, or nil if block holds none.
-func parseKey(block *pem.Block) (key any) {
-	var err error
-	switch block.Type { // "EC PARAMETERS" may precede a key
+// algorithms returns those of bearer.Algorithms that a key fits, which only for RSA keys are several.
+func algorithms(key jose.JSONWebKey) []jose.SignatureAlgorithm {
+	return slices.DeleteFunc(slices.Clone(bearer.Algorithms), func(alg jose.SignatureAlgorithm) bool {
+		return !bearer.Fits(key.Public(), alg)
+	})
+}
+
+// parseKey returns the block's private or public key, as a type of package crypto.
+func parseKey(block *pem.Block) (any, error) {
+	if block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY" { // RFC 1421, RFC 7468
+		return nil, errors.New("it is encrypted")
+	}
+	switch block.Type {
 	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		return x509.ParsePKCS8PrivateKey(block.Bytes)
 	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
+		return x509.ParseECPrivateKey(block.Bytes)
 	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		return x509.ParsePKCS1PrivateKey(block.Bytes)
 	case "PUBLIC KEY":
-		key, err = x509.ParsePKIXPublicKey(block.Bytes)
+		return x509.ParsePKIXPublicKey(block.Bytes)
+	case "RSA PUBLIC KEY":
+		return x509.ParsePKCS1PublicKey(block.Bytes)
+	case "CERTIFICATE":
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		return cmp.Or(certificate, new(x509.Certificate)).PublicKey, err
 	}
-	if err != nil {
-		return nil // not key, because an interface that holds a nil pointer does not equal nil
-	}
-	return key
+	return nil, errors.New("it is not readable")
 }

@@ -32,11 +32,11 @@ func Keygen(args []string, stdout, stderr io.Writer) error {
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
-	alg := jose.SignatureAlgorithm(*name)
+	alg, known := bearer.ParseAlgorithm(*name)
 	switch {
 	case *keyFile == "":
 		return errors.New("-out is required: a new file for the private key")
-	case !slices.Contains(bearer.Algorithms, alg):
+	case !known:
 		return fmt.Errorf("-alg must be one of %s", bearer.Algorithms)
 	}
 	key, err := Generate(alg)
@@ -83,8 +83,8 @@ func writeNew(flagName, file string, mode os.FileMode, data []byte) error {
 	return nil
 }
 
-// JWKS runs "authsession jwks". It prints the key set of the keys in PEM files, one key per file. For a private key it
-// prints the public key. If one file is wrong, it prints nothing and returns an error.
+// JWKS runs "authsession jwks". It prints the key set of all keys in PEM files. For a private key it prints the public
+// key, for a certificate its key. If a key is unusable or in two files, it prints nothing and returns an error.
 func JWKS(args []string, stdout, stderr io.Writer) error {
 	flags := newFlags("jwks a.pem b.pem …", stderr)
 	if err := flags.Parse(args); err != nil {
@@ -95,17 +95,23 @@ func JWKS(args []string, stdout, stderr io.Writer) error {
 	}
 	var set jose.JSONWebKeySet
 	for _, file := range flags.Args() {
-		key, fitting, err := readKey(file)
+		keys, err := readKeys(file)
 		if err != nil {
 			return fmt.Errorf("%s %w", file, err)
 		}
-		if len(set.Key(key.KeyID)) > 0 {
-			return fmt.Errorf("%s holds a key that another file has too", file)
+		others := set
+		for _, key := range keys {
+			if len(others.Key(key.KeyID)) > 0 {
+				return fmt.Errorf("%s holds a key that another file has too", file)
+			}
+			if len(set.Key(key.KeyID)) > 0 { // a private key and its certificate, for instance
+				continue
+			}
+			if fitting := algorithms(key); len(fitting) == 1 { // an RSA key stays valid for each RSA algorithm
+				key.Algorithm = string(fitting[0])
+			}
+			set.Keys = append(set.Keys, key.Public())
 		}
-		if len(fitting) == 1 { // an RSA key stays valid for each RSA algorithm in JWT_ALGORITHMS
-			key.Algorithm = string(fitting[0])
-		}
-		set.Keys = append(set.Keys, key.Public())
 	}
 	encoded, err := json.Marshal(set)
 	if err != nil {
@@ -137,20 +143,21 @@ func Token(args []string, stdout, stderr io.Writer) error {
 	case *ttl < time.Second || *ttl > maxTTL:
 		return fmt.Errorf("-ttl must be from %s to %s", time.Second, maxTTL)
 	}
-	key, fitting, err := readKey(*file)
+	keys, err := readKeys(*file)
 	if err != nil {
 		return fmt.Errorf("-key %w", err)
 	}
-	private, ok := key.Key.(crypto.Signer)
-	if !ok {
-		return errors.New("-key must hold a private key")
+	keys = slices.DeleteFunc(keys, func(k jose.JSONWebKey) bool { return k.IsPublic() })
+	if len(keys) != 1 {
+		return errors.New("-key must hold exactly one private key")
 	}
-	alg := cmp.Or(jose.SignatureAlgorithm(*name), fitting[0])
+	key, fitting := keys[0], algorithms(keys[0])
+	alg, _ := bearer.ParseAlgorithm(cmp.Or(*name, string(fitting[0])))
 	if !slices.Contains(fitting, alg) {
 		return fmt.Errorf("-alg must be one of %s for this -key", fitting)
 	}
 	claims := map[string]string{"client_id": *client, "scope": *scopes, "iss": *issuer, "aud": *audience}
-	token, err := Key{ID: key.KeyID, Algorithm: alg, Private: private}.Issue(*ttl, claims)
+	token, err := Key{ID: key.KeyID, Algorithm: alg, Private: key.Key.(crypto.Signer)}.Issue(*ttl, claims)
 	if err != nil {
 		return fmt.Errorf("signing the token: %w", err)
 	}

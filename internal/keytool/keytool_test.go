@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -15,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -98,9 +100,11 @@ func decode(t testing.TB, token string, part int) (members map[string]any) {
 }
 
 func TestKeygen(t *testing.T) {
-	for _, alg := range []jose.SignatureAlgorithm{jose.PS256, jose.ES512, jose.EdDSA} {
+	for name, alg := range map[string]jose.SignatureAlgorithm{
+		"PS256": jose.PS256, "ES512": jose.ES512, "EdDSA": jose.EdDSA, "Ed25519": jose.EdDSA,
+	} {
 		key, set := filepath.Join(t.TempDir(), "key.pem"), filepath.Join(t.TempDir(), "jwks.json")
-		printed := mustPrint(t, keytool.Keygen, "-alg", string(alg), "-out", key, "-jwks", set)
+		printed := mustPrint(t, keytool.Keygen, "-alg", name, "-out", key, "-jwks", set)
 		if written, err := os.ReadFile(set); err != nil || string(written) != printed+"\n" {
 			t.Errorf("-jwks writes %q, %v, want %q", written, err, printed)
 		}
@@ -172,30 +176,81 @@ func TestJWKS(t *testing.T) {
 	testkit.Must(t, err)
 	small, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	testkit.Must(t, err)
+	_, edKey, err := ed25519.GenerateKey(rand.Reader)
+	testkit.Must(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
 	made := filepath.Join(t.TempDir(), "made.pem")
 	printed := mustPrint(t, keytool.Keygen, "-out", made)
-	rsaPrivate := writePEM(t, der(t, "RSA PRIVATE KEY")(x509.MarshalPKCS1PrivateKey(rsaKey), nil))
-	rsaPublic := writePEM(t, der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&rsaKey.PublicKey)))
-	ecPrivate := writePEM(t, &pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 0}},
-		der(t, "EC PRIVATE KEY")(x509.MarshalECPrivateKey(ecKey)))
-	smallPublic := writePEM(t, der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&small.PublicKey)))
-	broken := writePEM(t, &pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}})
+	pkcs1 := der(t, "RSA PRIVATE KEY")(x509.MarshalPKCS1PrivateKey(rsaKey), nil)
+	spki := der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&rsaKey.PublicKey))
+	pkcs8 := der(t, "PRIVATE KEY")(x509.MarshalPKCS8PrivateKey(edKey))
+	cert := der(t, "CERTIFICATE")(x509.CreateCertificate(rand.Reader, template, template, &rsaKey.PublicKey, rsaKey))
+	ecParameters := &pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 0}}
+	sec1 := der(t, "EC PRIVATE KEY")(x509.MarshalECPrivateKey(ecKey))
+	rsaPrivate, rsaPublic, ecPrivate := writePEM(t, pkcs1), writePEM(t, spki), writePEM(t, ecParameters, sec1)
 
 	if again := mustPrint(t, keytool.JWKS, made); again != printed {
 		t.Errorf("JWKS prints %s, want what Keygen printed: %s", again, printed)
 	}
-	if mustPrint(t, keytool.JWKS, rsaPrivate) != mustPrint(t, keytool.JWKS, rsaPublic) {
-		t.Error("JWKS prints different key sets for a private key and its public key")
-	}
-	var set struct{ Keys []map[string]string }
-	printed = mustPrint(t, keytool.JWKS, rsaPrivate, ecPrivate, made)
-	testkit.Must(t, json.Unmarshal([]byte(printed), &set))
-	for i, alg := range []string{"", "ES384", "ES256"} {
-		k := set.Keys[i]
-		if len(set.Keys) != 3 || k["alg"] != alg || k["use"] != "sig" || k["kid"] == "" || k["d"] != "" || k["p"] != "" {
-			t.Errorf("JWKS prints %s, want 3 public keys, key %d for %q", printed, i, alg)
+	for name, file := range map[string]string{
+		"public key": rsaPublic, "certificate": writePEM(t, cert), "private key and certificate": writePEM(t, cert, pkcs1),
+		"PKCS#1 public key": writePEM(t, der(t, "RSA PUBLIC KEY")(x509.MarshalPKCS1PublicKey(&rsaKey.PublicKey), nil)),
+	} {
+		if mustPrint(t, keytool.JWKS, rsaPrivate) != mustPrint(t, keytool.JWKS, file) {
+			t.Errorf("JWKS prints different key sets for a private key and its %s", name)
 		}
 	}
+	for _, files := range [][]string{
+		{rsaPrivate, ecPrivate, made, writePEM(t, pkcs8)},
+		{writePEM(t, cert, pkcs1, ecParameters, sec1, spki), made, writePEM(t, pkcs8, pkcs8)},
+	} {
+		var set struct{ Keys []map[string]string }
+		printed = mustPrint(t, keytool.JWKS, files...)
+		testkit.Must(t, json.Unmarshal([]byte(printed), &set))
+		for i, alg := range []string{"", "ES384", "ES256", "EdDSA"} {
+			k := set.Keys[i]
+			if len(set.Keys) != 4 || k["alg"] != alg || k["use"] != "sig" || k["kid"] == "" || k["d"] != "" || k["p"] != "" {
+				t.Errorf("JWKS prints %s, want 4 public keys, key %d for %q", printed, i, alg)
+			}
+		}
+	}
+
+	// The second block of a file is not usable.
+	rsaOf := func(bits uint) *pem.Block {
+		n := new(big.Int).SetBit(big.NewInt(1), int(bits)-1, 1)
+		return der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: 65537}))
+	}
+	pss := func(block *pem.Block) *pem.Block { // the same key, as one for RSASSA-PSS alone (RFC 4055, section 3.1)
+		const rsaEncryption, rsassaPSS = "\xf7\x0d\x01\x01\x01", "\xf7\x0d\x01\x01\x0a" // the last bytes of the OIDs
+		return &pem.Block{Type: block.Type, Bytes: bytes.Replace(block.Bytes, []byte(rsaEncryption), []byte(rsassaPSS), 1)}
+	}
+	encrypted := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: pkcs1.Bytes[8:],
+		Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"}}
+	const unsupported = "its type or size is not supported"
+	for _, tt := range []struct {
+		block *pem.Block
+		want  string // after the block's type
+	}{
+		{pss(spki), "x509: unknown public key algorithm"}, {pss(cert), unsupported},
+		{pss(der(t, "PRIVATE KEY")(x509.MarshalPKCS8PrivateKey(rsaKey))), "x509: "},
+		{der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&small.PublicKey)), unsupported},
+		{der(t, "EC PRIVATE KEY")(x509.MarshalECPrivateKey(small)), unsupported},
+		{rsaOf(1024), unsupported}, {rsaOf(2047), unsupported}, {rsaOf(8193), unsupported},
+		{encrypted, "it is encrypted"}, {&pem.Block{Type: "ENCRYPTED PRIVATE KEY"}, "it is encrypted"},
+		{&pem.Block{Type: "OPENSSH PRIVATE KEY"}, "it is not readable"},
+		{&pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}}, "x509: "}, {&pem.Block{Type: "PUBLIC KEY"}, "asn1: "},
+	} {
+		file, want := writePEM(t, sec1, tt.block, pkcs8), " has no usable key in PEM block 2 ("+tt.block.Type+"): "+tt.want
+		var stdout bytes.Buffer
+		err := keytool.JWKS([]string{made, file}, &stdout, io.Discard)
+		if err == nil || !strings.HasPrefix(err.Error(), file+want) || stdout.Len() > 0 {
+			t.Errorf("JWKS prints %q, %v, want only an error with %q", &stdout, err, want)
+		}
+	}
+	damaged := writePEM(t, sec1)
+	text, err := os.ReadFile(damaged)
+	testkit.Must(t, err)
+	testkit.Must(t, os.WriteFile(damaged, append([]byte("-----BEGIN PUBLIC KEY-----\n"), text...), 0o600)) // has no END
 
 	for _, tt := range []struct {
 		name  string
@@ -204,9 +259,9 @@ func TestJWKS(t *testing.T) {
 	}{
 		{name: "no file", want: "needs the files of keys"},
 		{name: "no such file", files: []string{made, made + ".none"}, want: "cannot be read"},
-		{name: "no PEM", files: []string{made, "keytool_test.go"}, want: "must hold a key in PEM"},
-		{name: "P-224", files: []string{smallPublic}, want: "P-256, P-384 or P-521"},
-		{name: "broken key", files: []string{made, broken}, want: broken + " must hold"},
+		{name: "no PEM", files: []string{made, "keytool_test.go"}, want: "keytool_test.go has no key in PEM"},
+		{name: "damaged block", files: []string{made, damaged}, want: "in PEM block 1 (damaged): it is not readable"},
+		{name: "same file twice", files: []string{made, made}, want: "a key that another file has"},
 		{name: "same key twice", files: []string{rsaPrivate, rsaPublic}, want: "a key that another file has"},
 		{name: "flag", files: []string{"-nope"}, want: "flag provided but not defined:"},
 	} {
@@ -270,14 +325,18 @@ func TestTokenFails(t *testing.T) {
 	sec1 := writePEM(t, der(t, "EC PRIVATE KEY")(x509.MarshalECPrivateKey(small)))
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	testkit.Must(t, err)
-	public := writePEM(t, der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&other.PublicKey)))
+	private := der(t, "PRIVATE KEY")(x509.MarshalPKCS8PrivateKey(other))
+	spki := der(t, "PUBLIC KEY")(x509.MarshalPKIXPublicKey(&other.PublicKey))
+	public, two := writePEM(t, spki), writePEM(t, private, private)
+	mustPrint(t, keytool.Token, "-key", writePEM(t, spki, private), "-client", "acme") // the public key does no harm
 	broken := writePEM(t, &pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{0}})
 
 	with := func(key string, more ...string) []string {
 		return append([]string{"-key", key, "-client", "acme"}, more...)
 	}
 	const (
-		notKey = "-key must hold a key in PEM: RSA of 2048 bits or more, EC on P-256, P-384 or P-521, or Ed25519"
+		noKey  = "-key has no usable key in PEM block 1 (EC PRIVATE KEY): "
+		notOne = "-key must hold exactly one private key"
 		badTTL = "-ttl must be from 1s to 8760h"
 	)
 	for _, tt := range []struct {
@@ -288,10 +347,11 @@ func TestTokenFails(t *testing.T) {
 		{name: "no -key", args: []string{"-client", "acme"}, want: "-key is required"},
 		{name: "no -client", args: []string{"-key", ec}, want: "-client is required"},
 		{name: "no such file", args: with(ec + ".none"), want: "-key cannot be read"},
-		{name: "no PEM", args: with("keytool_test.go"), want: notKey},
-		{name: "public key", args: with(public), want: "-key must hold a private key"},
-		{name: "broken key", args: with(broken), want: notKey},
-		{name: "P-224", args: with(sec1), want: notKey},
+		{name: "no PEM", args: with("keytool_test.go"), want: "-key has no key in PEM"},
+		{name: "public key", args: with(public), want: notOne},
+		{name: "two private keys", args: with(two), want: notOne},
+		{name: "broken key", args: with(broken), want: noKey},
+		{name: "P-224", args: with(sec1), want: noKey},
 		{name: "ES256 for RSA", args: with(rsa, "-alg", "ES256"),
 			want: "-alg must be one of [RS256 RS384 RS512 PS256 PS384 PS512]"},
 		{name: "RS256 for EC", args: with(ec, "-alg", "RS256"), want: "-alg must be one of [ES256]"},
@@ -310,14 +370,15 @@ func TestTokenFails(t *testing.T) {
 
 // A service with the key set that Keygen prints accepts the tokens that Token prints.
 func TestKeygenAndToken(t *testing.T) {
-	for _, alg := range bearer.Algorithms {
-		t.Run(string(alg), func(t *testing.T) {
+	for _, name := range append(slices.Clone(bearer.Algorithms), "Ed25519") {
+		t.Run(string(name), func(t *testing.T) {
+			alg, _ := bearer.ParseAlgorithm(string(name))
 			key, set := filepath.Join(t.TempDir(), "key.pem"), filepath.Join(t.TempDir(), "jwks.json")
-			mustPrint(t, keytool.Keygen, "-out", key, "-jwks", set, "-alg", string(alg))
+			mustPrint(t, keytool.Keygen, "-out", key, "-jwks", set, "-alg", string(name))
 			v := newVerifier(t, set, bearer.Config{
 				Algorithms: []jose.SignatureAlgorithm{alg}, MaxLifetime: time.Hour,
 			})
-			token := mustPrint(t, keytool.Token, "-key", key, "-client", "acme", "-alg", string(alg))
+			token := mustPrint(t, keytool.Token, "-key", key, "-client", "acme", "-alg", string(name))
 			if got, err := v.Verify(token); err != nil || !got.HasScope {
 				t.Errorf("Verify = %+v, %v, want a token with the scope", got, err)
 			}
