@@ -41,7 +41,7 @@ type record struct {
 // show is GET /?sess_id=…, and the front page without sess_id. It leaves the session as it is, because people reload.
 func (s *sandbox) show(w http.ResponseWriter, r *http.Request) {
 	if !r.URL.Query().Has("sess_id") {
-		writeFront(w, "", "", "")
+		s.writeFront(w)
 		return
 	}
 	secret := r.URL.Query().Get("sess_id")
@@ -77,14 +77,14 @@ func (s *sandbox) show(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// decide is the form's POST. A session is decided at most once: of two tabs one gets the record from GETDEL, or none if
-// Redis's reply is lost.
+// decide is the form's POST. Its action is approve, or the error_type of another outcome. A session is decided at most
+// once: of two tabs one gets the record from GETDEL, or none if Redis's reply is lost.
 func (s *sandbox) decide(w http.ResponseWriter, r *http.Request) {
 	secret, host, action := r.PostFormValue("sess_id"), r.PostFormValue("host"), r.PostFormValue("action")
 	browser, err := r.Cookie(cookieName)
 	if err != nil || !hmac.Equal([]byte(r.PostFormValue("token")), []byte(s.formToken(secret, browser.Value))) ||
-		action != "approve" && action != "cancel" {
-		writePage(w, http.StatusForbidden, map[string]string{"title": "Nothing was decided",
+		action != "approve" && (problems[action].code == "" || !strings.HasPrefix(action, "CONSENT_")) {
+		writePage(w, http.StatusForbidden, map[string]string{"title": "Nothing was decided", "back": "/",
 			"text": "This form is not from this page in this browser, or the browser keeps no cookies. Open the link again."})
 		return
 	}
@@ -94,10 +94,10 @@ func (s *sandbox) decide(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.log.Info("sandbox decision", "action", action, "session", rec.ID)
-	var title, text, location, message string
+	outcome, text, location, message := "no consent: "+action, problems[action].description, "", ""
 	if action == "approve" {
 		id := cmp.Or(rec.ArrangementID, rand.Text()) // a renewed consent keeps its ID
-		title, text = "Approved", "The consent is "+id+"."
+		outcome, text = "approved", "The consent is "+id+"."
 		location = addQuery(rec.RedirectURI, "consent_id="+url.QueryEscape(id))
 		members := map[string]any{"isCompleted": true, "consentID": id}
 		if location != "" {
@@ -105,18 +105,17 @@ func (s *sandbox) decide(w http.ResponseWriter, r *http.Request) {
 		}
 		message = encode(members)
 	} else {
-		query, denied := failure(rec.ID, "access_denied", "CONSENT_ENDUSER_DENIED", "The end user cancelled.")
-		title, text, message = "Cancelled", "Nothing is shared.", denied
-		location = addQuery(rec.CancelURI, query)
+		query, failed := s.failure(rec.ID, action)
+		location, message = addQuery(rec.CancelURI, query), failed
 	}
-	s.note(flow{secret: secret, record: rec, outcome: strings.ToLower(title), ended: true})
+	s.note(flow{secret: secret, record: rec, outcome: outcome, ended: true})
 	status := http.StatusOK
 	if location != "" && host == "" { // otherwise the page shows the outcome, or posts it
 		w.Header().Set("Location", location)
 		status = http.StatusSeeOther
 	}
-	writePage(w, status,
-		map[string]string{"title": title, "text": text, "message": message, "host": host, "next": location})
+	writePage(w, status, map[string]string{"title": strings.ToUpper(outcome[:1]) + outcome[1:], "text": text,
+		"message": message, "host": host, "next": location, "back": "/"})
 }
 
 // load reads the record of a session by GET or GETDEL. It goes on if the browser disconnects, because the end user has
@@ -146,17 +145,17 @@ func (s *sandbox) load(command func(context.Context, string) *redis.StringCmd, s
 func (s *sandbox) fail(w http.ResponseWriter, err error, status int, host string) {
 	id, advice := rand.Text(), "Start again where you came from."
 	s.log.Info("sandbox has no session", "error_id", id, "cause", err.Error())
-	code, kind, text := "invalid_request", "LINK_INVALID_SESSION", "The session has expired, was used, or never was."
+	kind := "LINK_INVALID_SESSION"
 	if !errors.Is(err, redis.Nil) {
-		code, kind, text = "server_error", "LINK_INTERNAL_ERROR", "The session can't be read."
+		kind = "LINK_INTERNAL_ERROR"
 		if status == http.StatusNotFound {
 			advice = "Try again in a moment."
 		}
 		status = http.StatusServiceUnavailable
 	}
-	_, message := failure(id, code, kind, text)
-	writePage(w, status, map[string]string{"title": "This link does not work", "text": text + " " + advice,
-		"message": message, "host": host})
+	_, message := s.failure(id, kind)
+	writePage(w, status, map[string]string{"title": "This link does not work", "back": "/",
+		"text": problems[kind].description + " " + advice, "message": message, "host": host})
 }
 
 // formToken proves that a form comes from the page that show made for this session and this browser, which its cookie
@@ -165,19 +164,6 @@ func (s *sandbox) formToken(secret, browser string) string {
 	mac := hmac.New(sha256.New, s.formKey)
 	mac.Write([]byte(secret + " " + browser))
 	return hex.EncodeToString(mac.Sum(nil))
-}
-
-// failure says why there is no consent: as OAuth's parameters for a URI's query, and as a message of the reference
-// platform's browser SDK. id is also in the log.
-func failure(id, code, kind, description string) (query, message string) {
-	const uri = "https://www.rfc-editor.org/rfc/rfc6749#section-4.1.2.1"
-	values := url.Values{
-		"error": {code}, "error_type": {kind}, "error_id": {id}, "error_description": {description}, "error_uri": {uri},
-	}
-	return values.Encode(), encode(map[string]any{
-		"isCompleted": false,
-		"error":       code, "errorType": kind, "errorID": id, "errorDescription": description, "errorURI": uri,
-	})
 }
 
 // addQuery adds query to uri's own and changes no byte of uri. It returns "" for "".

@@ -1,7 +1,7 @@
 package dev
 
 import (
-	"cmp"
+	"context"
 	"crypto/rand"
 	_ "embed"
 	"errors"
@@ -9,7 +9,10 @@ import (
 	"html"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -17,6 +20,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -34,11 +38,12 @@ type sandbox struct {
 	token     string // with which the front page creates sessions
 	formKey   []byte // signs forms; the replicas of a real page share it
 
-	mu    sync.Mutex
-	flows []flow // the last sessions, the latest change first
+	mu      sync.Mutex
+	flows   []flow              // the last sessions, the newest first
+	created []map[string]string // the values of the last pages of the form, the newest first
 }
 
-const maxFlows = 20 // that the front page lists
+const maxFlows = 20 // sessions that the front page lists, and pages of its form that can be reloaded
 
 // flow is the way of one session through the sandbox.
 type flow struct {
@@ -48,16 +53,32 @@ type flow struct {
 	ended   bool
 }
 
-// routes returns the sandbox's pages.
+// routes returns the sandbox's pages, for loopback names only.
 func (s *sandbox) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", s.show)
 	mux.HandleFunc("POST /{$}", s.decide)
 	mux.HandleFunc("GET /sessions", s.list)
 	mux.Handle("POST /sessions", http.NewCrossOriginProtection().Handler(http.HandlerFunc(s.create)))
-	mux.HandleFunc("GET /callback", callback) // this URI and the next are exampleBody's
-	mux.HandleFunc("GET /callback/cancelled", callback)
-	return mux
+	mux.HandleFunc("GET /sessions/{id}", s.showCreated)
+	mux.HandleFunc("GET /callback", s.callback) // this URI and the next are exampleBody's
+	mux.HandleFunc("GET /callback/cancelled", s.callback)
+	mux.HandleFunc("GET /errors/{type}", explain)
+	return loopbackOnly(mux)
+}
+
+// loopbackOnly answers 403 to a Host that is no loopback name. With DNS rebinding, another site's name leads to
+// 127.0.0.1, and browsers let that site's pages read the answers.
+func loopbackOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := (&url.URL{Host: r.Host}).Hostname()
+		address, _ := netip.ParseAddr(host) // no loopback address if it is none
+		if !strings.EqualFold(host, "localhost") && !address.IsLoopback() {
+			http.Error(w, "The sandbox answers only to localhost and loopback addresses.", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // template has variables like $title, which os.Expand replaces. A page has only those parts whose variable, named in
@@ -66,15 +87,17 @@ func (s *sandbox) routes() http.Handler {
 //go:embed sandbox.html
 var template string
 
-// writePage writes a page with the values of template's variables, which it escapes. It adds the nonce to values.
+// writePage writes a page with the values of template's variables, which it escapes.
 func writePage(w http.ResponseWriter, status int, values map[string]string) {
 	nonce := rand.Text()
+	values = maps.Clone(values)
 	values["nonce"] = nonce
 	// There is no form-action, because Chromium applies it to every redirect after the POST, and the partner's URI may
 	// redirect to anywhere.
-	policy := "default-src 'none'; base-uri 'none'; script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce + "'"
+	policy := "default-src 'none'; base-uri 'none'; img-src data:; " +
+		"script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce + "'"
 	if values["sessions"] != "" {
-		policy += "; connect-src 'self'"
+		policy += "; connect-src 'self'; frame-ancestors 'none'"
 	}
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -112,11 +135,14 @@ func (o observer) Write(answer []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (o observer) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 
-// note lists f first, in place of what was listed of its session.
+// note lists f in place of what was listed of its session, or first.
 func (s *sandbox) note(f flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.flows = slices.DeleteFunc(s.flows, func(old flow) bool { return old.secret == f.secret })
+	if i := slices.IndexFunc(s.flows, func(old flow) bool { return old.secret == f.secret }); i >= 0 {
+		s.flows[i] = f
+		return
+	}
 	s.flows = append([]flow{f}, s.flows[:min(len(s.flows), maxFlows-1)]...)
 }
 
@@ -153,53 +179,85 @@ func exampleBody(base string) string {
 		`"cancel_uri": "` + base + `callback/cancelled"}`
 }
 
-// writeFront writes the page to begin at. The arguments are "" until its button has been used.
-func writeFront(w http.ResponseWriter, request, answer, authURL string) {
-	writePage(w, http.StatusOK, map[string]string{
-		"title": "Try an auth session", "sessions": fmt.Sprint(maxFlows),
-		"text":    "This is authsession -dev: the service, and stand-ins for all that is around it.",
-		"request": request, "answer": answer, "auth": authURL,
-	})
+// writeFront writes the page to begin at, whose form has the members of exampleBody.
+func (s *sandbox) writeFront(w http.ResponseWriter) {
+	values := map[string]string{"title": "Try an auth session", "intro": "shown", "sessions": fmt.Sprint(maxFlows),
+		"text": "This is authsession -dev: the service, and stand-ins for all that is around it."}
+	_ = json.Unmarshal([]byte(exampleBody(s.url)), &values) // adds its members; an error would leave the form empty
+	writePage(w, http.StatusOK, values)
 }
 
-// create is the front page's button: it does what a partner's backend does, and shows the request and the response.
+// create is the front page's form: it does what a partner's backend does. The redirect leads to a page that shows the
+// request and the response, so that a reload creates no session.
 func (s *sandbox) create(w http.ResponseWriter, r *http.Request) {
-	target, body := s.api+"/auth/session", exampleBody(s.url)
-	shown := "POST " + target + "\nAuthorization: Bearer " + s.token[:min(len(s.token), 16)] +
+	values, members := map[string]string{"id": rand.Text(), "sessions": fmt.Sprint(maxFlows)}, map[string]any{}
+	for name := range strings.FieldsSeq("end_user_id institution_id redirect_uri cancel_uri permissions arrangement_id") {
+		if text := strings.ToValidUTF8(r.PostFormValue(name), "\uFFFD"); text != "" {
+			values[name], members[name] = text, text
+		}
+	}
+	if names := values["permissions"]; names != "" {
+		members["permissions"] = strings.FieldsFunc(names, func(c rune) bool { return c == ',' || c == ' ' })
+	}
+	target, body := s.api+"/auth/session", indent(encode(members))
+	values["request"] = "POST " + target + "\nAuthorization: Bearer " + s.token[:min(len(s.token), 16)] +
 		"…\nContent-Type: application/json\n\n" + body
-	request, err := http.NewRequestWithContext(r.Context(), http.MethodPost, target, strings.NewReader(body))
+	values["curl"] = "curl -sS -X POST " + target + " \\\n  -H 'Authorization: Bearer " + s.token +
+		"' \\\n  -H 'Content-Type: application/json' \\\n  -d '" + strings.ReplaceAll(body, "'", `'\''`) + "'"
+	s.send(r.Context(), target, body, values)
+	s.mu.Lock()
+	s.created = append([]map[string]string{values}, s.created[:min(len(s.created), maxFlows-1)]...)
+	s.mu.Unlock()
+	http.Redirect(w, r, "/sessions/"+values["id"], http.StatusSeeOther)
+}
+
+// send sends body to the service, and adds to values what the page says about the response.
+func (s *sandbox) send(ctx context.Context, target, body string, values map[string]string) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target, strings.NewReader(body))
 	if err != nil {
 		panic(err) // of an address that the service listens on
 	}
 	request.Header = http.Header{"Authorization": {"Bearer " + s.token}, "Content-Type": {"application/json"}}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		writeFront(w, shown, err.Error(), "")
+		values["title"], values["answer"] = "The service does not answer", err.Error()
 		return
 	}
 	defer response.Body.Close()
-	answer, _ := io.ReadAll(response.Body)
-	var created struct {
+	answer, _ := io.ReadAll(response.Body) // as much as there is
+	var result struct {
 		AuthURL string `json:"auth_url"`
+		Message string `json:"message"`
 	}
-	_ = json.Unmarshal(answer, &created) // an error has no auth_url
-	writeFront(w, shown, response.Status+"\n\n"+string(answer), created.AuthURL)
+	_ = json.Unmarshal(answer, &result) // without JSON, the page shows the text alone
+	values["title"], values["text"] = "A session is ready", "Its auth_url is for the end user's browser."
+	values["auth"] = result.AuthURL
+	var header strings.Builder
+	if result.AuthURL == "" {
+		values["title"], values["open"] = "The service answered "+response.Status, "open"
+		values["text"] = strings.ReplaceAll(result.Message, "; ", "\n") // a line for each member
+		_ = response.Header.Write(&header)                              // Retry-After, for example
+	}
+	values["answer"] = response.Status + "\n" + header.String() + "\n" + indent(string(answer))
 }
 
-// callback is the app's page that the browser comes back to. It shows the parameters that came along.
-func callback(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	values := map[string]string{"title": "Back at the app: nothing came along",
-		"text": "A real app has this page at its redirect_uri and cancel_uri."}
-	if query.Has("error") {
-		values["title"] = "Back at the app: no consent"
-	} else if query.Has("consent_id") {
-		values["title"] = "Back at the app: consent given"
+// indent returns JSON with a line for each member, and other text as it is.
+func indent(text string) string {
+	value := jsontext.Value(text)
+	_ = value.Indent(jsontext.WithIndent("  ")) // an error leaves it as it is
+	return string(value)
+}
+
+// showCreated is GET /sessions/{id}: what create did. It leads to the front page if that is no longer known.
+func (s *sandbox) showCreated(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	created := s.created // its maps do not change
+	s.mu.Unlock()
+	for _, values := range created {
+		if values["id"] == r.PathValue("id") {
+			writePage(w, http.StatusOK, values)
+			return
+		}
 	}
-	for _, name := range []string{"consent_id", "error", "error_type", "error_id", "error_description", "error_uri"} {
-		values[name] = query.Get(name)
-		query.Del(name)
-	}
-	values["own"] = cmp.Or(query.Encode(), "nothing")
-	writePage(w, http.StatusOK, values)
+	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
