@@ -21,7 +21,7 @@ var problems = map[string]struct{ code, description string }{
 // failure says why there is no consent: as OAuth's parameters for a URI's query, and as a message of the reference
 // platform's browser SDK. kind is a key of problems. id is also in the log.
 func (s *sandbox) failure(id, kind string) (query, message string) {
-	p, uri := problems[kind], s.errorURI(kind)
+	p, uri := problems[kind], s.url+"errors/"+kind
 	values := url.Values{
 		"error": {p.code}, "error_type": {kind}, "error_id": {id}, "error_description": {p.description}, "error_uri": {uri},
 	}
@@ -30,8 +30,6 @@ func (s *sandbox) failure(id, kind string) (query, message string) {
 		"error":       p.code, "errorType": kind, "errorID": id, "errorDescription": p.description, "errorURI": uri,
 	})
 }
-
-func (s *sandbox) errorURI(kind string) string { return s.url + "errors/" + kind }
 
 // explain is GET /errors/{type}, the error_uri of a failure.
 func explain(w http.ResponseWriter, r *http.Request) {
@@ -44,16 +42,16 @@ func explain(w http.ResponseWriter, r *http.Request) {
 	writePage(w, http.StatusOK, map[string]string{"title": kind, "text": p.description, kind: "shown", "back": "/"})
 }
 
-// callback is the app's page that the browser comes back to. It explains the parameters that came along.
+// callback is the app's page that the browser comes back to. It explains the parameters that came along, of which
+// anyone can write any, so only the sandbox's own error_uri becomes a link.
 func (s *sandbox) callback(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	values := map[string]string{"title": "Back at the app: nothing came along", "back": "/",
 		"text": "A real app has this page at its redirect_uri and cancel_uri."}
 	kind, uri := query.Get("error_type"), query.Get("error_uri")
-	if query.Has("error") {
+	if query.Get("error") != "" {
 		values["title"], values["unexplained"] = "Back at the app: no consent", uri
-		// Only the sandbox's own URI becomes a link, because anyone can send a browser here with another one.
-		if p, known := problems[kind]; known && uri == s.errorURI(kind) {
+		if p, known := problems[kind]; known && uri == s.url+"errors/"+kind {
 			values["text"], values[kind], values["explained"], values["unexplained"] = p.description, "shown", uri, ""
 		}
 	} else if query.Has("consent_id") {

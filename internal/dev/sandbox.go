@@ -230,7 +230,7 @@ func (s *sandbox) send(ctx context.Context, target, body string, values map[stri
 		Message string `json:"message"`
 	}
 	_ = json.Unmarshal(answer, &result) // without JSON, the page shows the text alone
-	values["title"], values["text"] = "A session is ready", "Its auth_url is for the end user's browser."
+	values["title"], values["text"] = "A session is ready", "The app sends the end user's browser to its auth_url."
 	values["auth"] = result.AuthURL
 	var header strings.Builder
 	if result.AuthURL == "" {
