@@ -144,7 +144,7 @@ const gone = page => page.getByRole('heading', { name: 'This link does not work'
 
 const failure = { error: 'access_denied', error_type: 'CONSENT_ENDUSER_DENIED' }
 
-// The outcomes of docs/consent-page.md, each with its button: nothing more is approved, the others are failures.
+// The outcomes of docs/consent-page.md: the button, and the error and its type, which an approval does not have.
 const outcomes = [
   ['Approve'],
   ['Cancel', failure],
@@ -383,14 +383,14 @@ for (const [name, path] of [['Chromium'], ['Firefox', firefoxPath]]) {
         for (const [button, error] of outcomes) {
           const made = await session({ redirect_uri: site + '/done?x=%41', cancel_uri: site + '/stop?x=%41' })
           const uri = sandbox + '/errors/' + error?.error_type
-          let came // back at the partner, or with the message
+          let text // the consent's ID, or the error's description
           if (way === 'redirect') {
             await page.goto(made.auth_url)
             await decide(page, button)
             await page.waitForURL(site + (error ? '/stop?x=%41&*' : '/done?x=%41&*'))
             const { consent_id, error_description, ...rest } = Object.fromEntries(new URL(page.url()).searchParams)
             assert.deepEqual(rest, { x: 'A', ...(error && { ...error, error_id: made.id, error_uri: uri }) })
-            came = error ? error_description : consent_id
+            text = error ? error_description : consent_id
           } else {
             const { frame, message } = await framed(t, made.session_id, { page, popup: way === 'popup' })
             await decide(frame, button)
@@ -398,13 +398,13 @@ for (const [name, path] of [['Chromium'], ['Firefox', firefoxPath]]) {
             assert.deepEqual([trusted, rest, more], [true, error
               ? { isCompleted: false, error: error.error, errorType: error.error_type, errorID: made.id, errorURI: uri }
               : { isCompleted: true, redirectURL: `${site}/done?x=%41&consent_id=${consentID}` }, []])
-            came = error ? errorDescription : consentID
+            text = error ? errorDescription : consentID
             // A frame stays. A popup goes on, for an opener that waits for that.
             if (way === 'popup') await frame.waitForURL(rest.redirectURL ?? site + '/stop?x=%41&error=*')
             else await frame.getByRole('heading', { name: error ? 'No consent: ' + error.error_type : 'Approved' }).waitFor()
             assert.equal(page.url().split('?')[0], site + '/embed')
           }
-          assert.match(came, error ? /^The .*[.]$/ : /^[A-Z2-7]{26}$/)
+          assert.match(text, error ? /^The .*[.]$/ : /^[A-Z2-7]{26}$/)
         }
       })
     }
