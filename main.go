@@ -172,7 +172,7 @@ func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 	}()
 	listener, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
-		return fmt.Errorf("listening: %w", err)
+		return fmt.Errorf("listening failed, set ADDR to another address: %w", err)
 	}
 	defer listener.Close()
 	s := newServer(cfg, log, lines)
@@ -185,7 +185,7 @@ func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 	if cfg.MetricsAddr != "" {
 		operators, err := net.Listen("tcp", cfg.MetricsAddr)
 		if err != nil {
-			return fmt.Errorf("listening for metrics: %w", err)
+			return fmt.Errorf("listening failed, set METRICS_ADDR to another address: %w", err)
 		}
 		s.readMetrics(lines)
 		operatorServer := newHTTPServer(s.operatorRoutes(), cfg.StoreTimeout, log)

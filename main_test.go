@@ -106,8 +106,9 @@ func TestRunCommands(t *testing.T) {
 		{name: "wrong values", env: testEnv(t, map[string]string{"ADDR": "x", "SESSION_TTL": "1s", "LOG_LEVEL": "loud"}),
 			says: []string{`ADDR="x" must be`, "\n" + `SESSION_TTL="1s" must be`, "\n" + `LOG_LEVEL="loud" must be`}},
 		{name: "-dev with a key set", args: []string{"-dev"}, env: testEnv(t, nil), says: []string{"JWKS_URL"}},
-		{name: "address in use", env: testEnv(t, map[string]string{"ADDR": addr}), says: []string{"listening", addr}},
-		{name: "METRICS_ADDR", env: testEnv(t, map[string]string{"METRICS_ADDR": addr}), says: []string{"metrics", addr}},
+		{name: "address in use", env: testEnv(t, map[string]string{"ADDR": addr}), says: []string{"set ADDR", addr}},
+		{name: "METRICS_ADDR in use", env: testEnv(t, map[string]string{"METRICS_ADDR": addr}),
+			says: []string{"set METRICS_ADDR", addr}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var output testkit.Log
