@@ -3,24 +3,30 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"go/parser"
 	"go/token"
 	"io"
+	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"authsession/internal/accesslog"
+	"authsession/internal/keytool"
 	"authsession/internal/redistest"
 	"authsession/internal/testkit"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -62,6 +68,7 @@ func TestImports(t *testing.T) {
 }
 
 func TestRunCommands(t *testing.T) {
+	ownCache(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	testkit.Must(t, err)
 	defer taken.Close()
@@ -109,6 +116,8 @@ func TestRunCommands(t *testing.T) {
 		{name: "address in use", env: testEnv(t, map[string]string{"ADDR": addr}), says: []string{"set ADDR", addr}},
 		{name: "METRICS_ADDR in use", env: testEnv(t, map[string]string{"METRICS_ADDR": addr}),
 			says: []string{"set METRICS_ADDR", addr}},
+		{name: "-dev with its address in use", args: []string{"-dev"}, env: map[string]string{"ADDR": addr},
+			says: []string{"set ADDR", addr}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var output testkit.Log
@@ -314,13 +323,122 @@ func TestRunWarnings(t *testing.T) {
 	}
 }
 
-// -dev needs no variable and gives out the tokens that it takes.
-func TestRunDev(t *testing.T) {
+// ownCache gives the test a cache folder of its own, where -dev keeps its key, and returns the path of that key.
+func ownCache(t *testing.T) string {
+	t.Helper()
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("XDG_CACHE_HOME", "")
+	folder, err := os.UserCacheDir()
+	testkit.Must(t, err)
+	return filepath.Join(folder, "authsession", "dev-EdDSA.jwk")
+}
+
+// wantLog waits until the log has the error's ID, because a request's line is written after its answer.
+func (p *process) wantLog(t *testing.T, id string) {
+	t.Helper()
+	testkit.WaitFor(t, 20*time.Second, "the error in the log", func() bool { return p.log.Has(`"error_id":"` + id + `"`) })
+}
+
+// With -dev, a 401 says why, with the id that the log has, and only a challenge with an error describes it.
+func TestRunDevReasons(t *testing.T) {
+	keyFile := ownCache(t)
+	p := start(t, map[string]string{"ADDR": "127.0.0.1:0", "CLIENT_CERT_HEADER": "Client-Cert"}, "-dev")
+	p.wantReady(t)
+	text, err := os.ReadFile(keyFile)
+	testkit.Must(t, err)
+	var kept jose.JSONWebKey
+	testkit.Must(t, json.Unmarshal(text, &kept))
+	key := keytool.Key{ID: kept.KeyID, Algorithm: jose.EdDSA, Private: kept.Key.(ed25519.PrivateKey)}
+	forger := testkit.Ed()
+	forger.ID = key.ID
+	token := func(key keytool.Key, changes map[string]any) string {
+		all := map[string]any{"iss": "authsession-dev", "aud": "authsession-dev"}
+		maps.Copy(all, changes)
+		return "Bearer " + testkit.Sign(t, key, testkit.With(all))
+	}
+	bound := token(key, map[string]any{"cnf": map[string]string{"x5t#S256": strings.Repeat("A", 43)}})
+	for _, test := range []struct{ name, authorization, certificate, want string }{
+		{name: "no header", want: "it is absent, or does not begin with Bearer and a space"},
+		{name: "Basic", authorization: "Basic dTpw", want: "it is absent, or does not begin with Bearer and a space"},
+		{name: "no token", authorization: "Bearer", want: "it is absent, or does not begin with Bearer and a space"},
+		{name: "no JWT", authorization: "Bearer x.y", want: "not a compact JWT"},
+		{name: "expired", authorization: token(key, map[string]any{"exp": time.Now().Unix() - 180}), want: "expired"},
+		{name: "no exp", authorization: token(key, map[string]any{"exp": nil}), want: "no exp"},
+		{name: "wrong audience", authorization: token(key, map[string]any{"aud": "x"}), want: "JWT_AUDIENCE"},
+		{name: "bad signature", authorization: token(forger, nil), want: "bad signature"},
+		{name: "bound", authorization: bound, want: "CLIENT_CERT_HEADER has none"},
+		{name: "bound to another", authorization: bound, certificate: ":AAAA:", want: "bound to another certificate (cnf)"},
+	} {
+		for _, path := range []string{sessionPath, "/v1/auth/session", "/end-users"} {
+			r, err := http.NewRequest("POST", p.url+path, strings.NewReader(goodBody))
+			testkit.Must(t, err)
+			r.Header.Set("Authorization", test.authorization)
+			r.Header.Set("Client-Cert", test.certificate)
+			response, err := testkit.Client.Do(r) // not p.do, because openapi.yaml describes production
+			a := testkit.ReadAnswer(t, response, err)
+			e := a.WantError(t, 401, "unauthorized")
+			reason, found := strings.CutPrefix(e.Message, "send a valid bearer token in the Authorization header: ")
+			allowed := regexp.MustCompile(`^[\x20-\x21\x23-\x5b\x5d-\x7e]+$`) // RFC 6750, section 3
+			if !found || !strings.Contains(reason, test.want) || !allowed.MatchString(reason) {
+				t.Errorf("%s: POST %s says %q, want %q in it", test.name, path, e.Message, test.want)
+			}
+			want := "Bearer"
+			if strings.HasPrefix(test.authorization, "Bearer ") {
+				want = `Bearer error="invalid_token", error_description="` + reason + `"`
+			}
+			if got := a.Header.Get("WWW-Authenticate"); got != want {
+				t.Errorf("%s: POST %s has the challenge %q, want %q", test.name, path, got, want)
+			}
+			if got := a.Header.Get("Content-Length"); got != strconv.Itoa(len(a.Body)) {
+				t.Errorf("%s: POST %s has Content-Length %s, want %d", test.name, path, got, len(a.Body))
+			}
+			p.wantLog(t, e.ID)
+		}
+	}
+}
+
+// -dev needs no variable and gives out the tokens that it takes. Some end users are errors for a partner's retry code:
+// all checks come first, and the sandbox's page, to which GET / leads, does not list their sessions. A path of the
+// platform that is not stood in for says so.
+func TestRunDevPlatform(t *testing.T) {
+	ownCache(t)
 	p := start(t, map[string]string{"ADDR": "127.0.0.1:0"}, "-dev")
 	p.wantReady(t)
-	var got map[string]any
-	testkit.Must(t, json.Unmarshal(p.do(t, "POST", "/token", nil, `{"client_id":"a","client_secret":"b"}`).Body, &got))
-	if a := p.post(t, got["token"].(string), goodBody); a.Status != 200 {
-		t.Errorf("POST /auth/session with a token of /token = %d %s, want 200", a.Status, a.Body)
+	var client struct{ Token string }
+	a := p.do(t, "POST", "/v1/token", nil, `{"client_id":"a","client_secret":"b"}`)
+	testkit.Must(t, json.Unmarshal(a.Body, &client))
+	for status, name := range map[int]string{429: "too_many_requests", 500: "fault", 503: "unavailable", 504: "timeout"} {
+		member := fmt.Sprintf(`{"end_user_id":"sandbox-%d"`, status)
+		for _, body := range []string{member + "}", member + `,"x":"` + strings.Repeat("x", 10_000) + `"}`} {
+			e := p.post(t, client.Token, body).WantError(t, status, name)
+			p.wantLog(t, e.ID)
+		}
+		p.post(t, "", member+"}").WantError(t, 401, "unauthorized")
+		p.post(t, client.Token, member+`,"redirect_uri":"x"}`).WantError(t, 400, "bad_request")
+		p.post(t, client.Token, member).WantError(t, 400, "bad_request")
+	}
+	h := http.Header{"X-Request-Id": {"r-1"}, "Authorization": {"Bearer " + client.Token}}
+	a = p.do(t, "POST", "/v1/auth/session", h, `{"end_user_id":"sandbox-503"}`)
+	if a.WantError(t, 503, "unavailable"); a.Header.Get("X-Request-Id") != "r-1" {
+		t.Errorf("X-Request-Id = %q, want r-1", a.Header.Get("X-Request-Id"))
+	}
+	page := p.do(t, "GET", "/", nil, "").Header.Get("Location")
+	response, err := testkit.Client.Get(page + "sessions")
+	if list := testkit.ReadAnswer(t, response, err); string(list.Body) != "[]\n" {
+		t.Errorf("the page at %q lists %s, want nothing", page, list.Body)
+	}
+	if a := p.post(t, client.Token, `{"end_user_id":"sandbox-502"}`); a.Status != 200 {
+		t.Errorf("POST /auth/session for sandbox-502 = %d %s, want 200", a.Status, a.Body)
+	}
+	for path, platforms := range map[string]bool{
+		"/consent": true, "/v1/consents": true, "/consents/con_1": true, "/v1/institutions": true, "/oauth/token": true,
+		"/banking/accounts/1/balances": true, "/end-users/eu_1": true, "/consent-": false, "/v2/consents": false,
+		"/x/consents": false, "/v1": false, "/auth/session/": false,
+	} {
+		e := p.do(t, "GET", path, nil, "").WantError(t, 404, "not_found")
+		if strings.Contains(e.Message, "platform's") != platforms {
+			t.Errorf("GET %s says %q, want the platform named: %t", path, e.Message, platforms)
+		}
+		p.wantLog(t, e.ID)
 	}
 }

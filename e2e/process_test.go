@@ -227,10 +227,12 @@ func TestDev(t *testing.T) {
 			command := find(t, &s.stdout, `(?s)(curl .*}')`)
 			s.token = find(t, &s.stdout, `Bearer ([^']+)'`)
 			s.waitReady(t)
-			body, err := exec.Command("bash", "-c", command).Output()
 			var answer testkit.SessionAnswer
-			if jsonErr := json.Unmarshal(body, &answer); err != nil || jsonErr != nil || answer.SessionID == "" {
-				t.Fatalf("the printed command answers %q, %v, want a session", body, err)
+			for _, shell := range []string{"sh", "bash"} {
+				body, err := exec.Command(shell, "-c", command).Output()
+				if jsonErr := json.Unmarshal(body, &answer); err != nil || jsonErr != nil || answer.SessionID == "" {
+					t.Fatalf("the printed command in %s answers %q, %v, want a session", shell, body, err)
+				}
 			}
 			c := redis.NewClient(&redis.Options{Addr: find(t, &s.stdout, `Redis: (127\.0\.0\.1:\d+)`)})
 			defer c.Close()
@@ -244,7 +246,8 @@ func TestDev(t *testing.T) {
 			if page := wantGet(t, answer.AuthURL, 200); !strings.Contains(page, "consent") {
 				t.Errorf("GET auth_url = %s, want the consent page", page)
 			}
-			wantGet(t, s.url+"/?sess_id="+answer.SessionID, 404) // the service's own address has no page
+			wantGet(t, s.url+"/", 303)
+			wantGet(t, find(t, &s.stdout, `\nOpen (http://localhost:\d+/)\nAPI: `+s.url+`\b`), 200)
 			wantGet(t, s.url+"/v1/token", 405)
 			s.signal(t, syscall.SIGTERM)
 			s.wantExit(t, 10*time.Second, 0)

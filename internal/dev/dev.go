@@ -1,7 +1,8 @@
 // Package dev runs authsession -dev: it starts what the service needs and stands in for the rest of the platform.
 //
-// It has an embedded Redis, a key of its own with its key set, POST /token and POST /end-users, and the sandbox, which
-// plays the consent page. The service knows none of it, because Wrap stands in front of the service's handler.
+// It has an embedded Redis, a key of its own with its key set, POST /token and /end-users, errors that say more, errors
+// on demand, and the sandbox, which plays the consent page. The service knows none of it, because Wrap stands in front
+// of the service's handler.
 package dev
 
 import (
@@ -34,7 +35,8 @@ type Dev struct {
 	stdout   io.Writer
 	log      *slog.Logger
 	key      keytool.Key
-	verifier *bearer.Verifier // of tokens for POST /end-users
+	keyFrom  string           // as printed
+	verifier *bearer.Verifier // of tokens for /end-users, and for the reasons in a 401
 	redis    string           // address, as printed
 	page     net.Listener     // the sandbox's; nil if AUTH_URL is set
 	pageURL  string           // of the sandbox
@@ -44,7 +46,7 @@ type Dev struct {
 // Start starts what the variables do not name: an embedded Redis without REDIS_URL, the sandbox's listener without
 // AUTH_URL, and always a key, so JWKS_URL must not be set. Call Stop after an error, too.
 func Start(getenv func(string) string, stdout, stderr io.Writer) (*Dev, error) {
-	fmt.Fprintln(stdout, "authsession -dev starts the service with all it needs, for development only.")
+	fmt.Fprint(stdout, "authsession -dev starts the service with all it needs, for development only.\n\n")
 	d := &Dev{stdout: stdout, redis: "as REDIS_URL says"}
 	if getenv("JWKS_URL") != "" {
 		return d, errors.New("-dev makes its own key and does not run with JWKS_URL set")
@@ -89,6 +91,7 @@ func (d *Dev) makeKey(w io.Writer) (err error) {
 	if d.key, err = keytool.Generate(algorithms[len(algorithms)-1]); err != nil {
 		return err
 	}
+	d.keyFrom = d.keepKey()
 	set, err := d.key.Set()
 	if err == nil {
 		_, err = w.Write(set)
@@ -120,23 +123,24 @@ func (d *Dev) Wrap(addr net.Addr, service http.Handler) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a token: %w", err)
 	}
-	consentPage, body := "as AUTH_URL says", exampleBody("https://acme.com/")
+	body, service := exampleBody("https://acme.com/"), d.platform(d.explain(service))
 	if d.page != nil {
-		consentPage, body = "a sandbox, "+d.pageURL+" (it creates sessions, too)", exampleBody(d.pageURL)
-		service = d.serveSandbox(api, token, service)
+		body, service = exampleBody(d.pageURL), d.serveSandbox(api, token, service)
+		fmt.Fprintf(d.stdout, "Open %s\n", d.pageURL)
 	}
-	_, err = fmt.Fprintf(d.stdout, `Service: %s
+	_, err = fmt.Fprintf(d.stdout, `API: %s (POST /token gives tokens for any client_id and client_secret)
 Redis: %s
-Platform: POST /token (any client_id and client_secret) and POST /end-users stand in for it
-Consent page: %s
+Key: %s
 
 curl -sS -X POST %s/auth/session \
   -H 'Authorization: Bearer %s' \
   -H 'Content-Type: application/json' \
   -d '%s'
 
-`, api, d.redis, consentPage, api, token, body)
-	return d.platform(service), err
+The log follows on stderr, as JSON.
+
+`, api, d.redis, d.keyFrom, api, token, body)
+	return service, err
 }
 
 // issue returns a token of client that the service accepts for lifetime, or for JWT_MAX_LIFETIME if that is shorter.

@@ -26,7 +26,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
+func TestMain(m *testing.M) {
+	folder, err := os.MkdirTemp("", "authsession-dev")
+	if err != nil {
+		panic(err)
+	}
+	_, _ = os.Setenv("HOME", folder), os.Setenv("XDG_CACHE_HOME", "") // for -dev's key
+	code := redistest.Main(m)
+	_ = os.RemoveAll(folder)
+	os.Exit(code)
+}
 
 // testDev is a Dev around a service that creates a session for every request.
 type testDev struct {
@@ -128,15 +137,16 @@ func TestStart(t *testing.T) {
 		want []string
 	}{
 		{name: "nothing set",
-			want: []string{"\nConsent page: a sandbox, http://localhost:", `"redirect_uri": "http://localhost:`}},
+			want: []string{" development only.\n\nOpen http://localhost:", `"redirect_uri": "http://localhost:`}},
 		{name: "all else", env: map[string]string{"JWT_ALGORITHMS": "ES256,RS256", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a",
 			"JWT_CLIENT_CLAIM": "org_id", "JWT_MAX_LIFETIME": "1h", "JWT_TYP": "at+jwt", "AUTH_URL": "https://c.example/"},
-			want: []string{"\nConsent page: as AUTH_URL says\n", `"redirect_uri": "https://acme.com/callback"`}},
+			want: []string{" development only.\n\nAPI: http://", `"redirect_uri": "https://acme.com/callback"`}},
 	} {
 		d := newTestDev(t, test.env)
 		out := d.out.String()
-		for _, want := range append(test.want, "authsession -dev starts", "\nService: "+d.api+"\n",
-			"\nRedis: as REDIS_URL says\n", "\ncurl -sS -X POST "+d.api+"/auth/session ") {
+		for _, want := range append(test.want, "authsession -dev starts", "\nAPI: "+d.api+" (",
+			"\nRedis: as REDIS_URL says\n", ".jwk, kept for later runs\n",
+			"\n\ncurl -sS -X POST "+d.api+"/auth/session ", "}'\n\nThe log follows on stderr") {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s: -dev prints %s, want %q in it", test.name, out, want)
 			}
@@ -218,52 +228,6 @@ func TestToken(t *testing.T) {
 					t.Errorf("%s: POST %s = %d %s, want 200 and a token of %s", test.name, path, a.Status, a.Body, test.client)
 				}
 			}
-		}
-	}
-}
-
-func TestEndUsers(t *testing.T) {
-	d := newTestDev(t, nil)
-	good := printedToken.FindStringSubmatch(d.out.String())[1]
-	for _, path := range []string{"/end-users", "/v1/end-users"} {
-		for authorization, challenge := range map[string]string{
-			good: "", "": "Bearer", "Bearer": "Bearer", "Basic dTpw": "Bearer",
-			"Bearer x.y.z": `Bearer error="invalid_token"`, "bearer  " + good[7:]: `Bearer error="invalid_token"`,
-		} {
-			a := d.do(t, "POST", path, `{"name":"A"}`, map[string]string{"Authorization": authorization})
-			if got := a.Header.Get("WWW-Authenticate"); got != challenge {
-				t.Errorf("POST %s with %q has WWW-Authenticate %q, want %q", path, authorization, got, challenge)
-			}
-			if challenge != "" {
-				a.WantError(t, 401, "unauthorized")
-				continue
-			}
-			a.WantHeaders(t, "application/json")
-			var user map[string]string
-			a.Decode(t, &user)
-			if a.Status != 200 || len(user) != 2 || user["end_user_id"] != user["id"] || !strings.HasPrefix(user["id"], "eu_") {
-				t.Errorf("POST %s = %d %s, want 200 and a new end user", path, a.Status, a.Body)
-			}
-		}
-	}
-	if d.log.Has(good[7:]) {
-		t.Error("the log holds a token")
-	}
-}
-
-// The service answers all other requests itself, and none of the stand-ins'.
-func TestWrap(t *testing.T) {
-	d := newTestDev(t, nil)
-	for _, path := range []string{"/token/", "/v1/v1/token", "/v2/token", "/%74oken", "/institutions", "/auth/session"} {
-		if a := d.do(t, "POST", path, "{}", nil); !strings.Contains(string(a.Body), "the service was asked") {
-			t.Errorf("POST %s = %d %s, want the service's 400", path, a.Status, a.Body)
-		}
-	}
-	for _, path := range []string{"/token", "/v1/token", "/end-users", "/v1/end-users"} {
-		a := d.do(t, "GET", path, "", nil)
-		a.WantError(t, 405, "method_not_allowed")
-		if allow := a.Header.Get("Allow"); allow != "POST" {
-			t.Errorf("GET %s has Allow %q, want POST", path, allow)
 		}
 	}
 }
