@@ -4,7 +4,7 @@
 // Usage:
 //
 //	authsession              serve, set up by environment variables (-h lists them)
-//	authsession -dev         serve with nothing set up: an embedded Redis, a key for this run, a sandbox consent page
+//	authsession -dev         serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page
 //	authsession check        read the variables and their files, print what would be in force or all that is wrong
 //	authsession healthcheck  ask the running service's /readyz, with -live its /livez; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 	flags.SetOutput(io.Discard) // an error says enough without the help
 	version := flags.Bool("version", false, "print the version")
 	isDev := flags.Bool("dev", false,
-		"serve with nothing set up: an embedded Redis, a key for this run, a sandbox consent page")
+		"serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page")
 	err := flags.Parse(args)
 	switch command := strings.Join(flags.Args(), " "); {
 	case errors.Is(err, flag.ErrHelp) || command == "help":
