@@ -145,7 +145,7 @@ func TestStart(t *testing.T) {
 		d := newTestDev(t, test.env)
 		out := d.out.String()
 		for _, want := range append(test.want, "authsession -dev starts", "\nAPI: "+d.api+" (",
-			"\nRedis: as REDIS_URL says\n", ".jwk, kept for later runs\n",
+			"\nRedis: as REDIS_URL says\n", ".pem, kept for later runs\n",
 			"\n\ncurl -sS -X POST "+d.api+"/auth/session ", "}'\n\nThe log follows on stderr") {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s: -dev prints %s, want %q in it", test.name, out, want)

@@ -116,17 +116,17 @@ func TestKeyNotKept(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	folder, err := os.UserCacheDir()
 	testkit.Must(t, err)
-	file := filepath.Join(folder, "authsession", "dev-EdDSA.jwk")
+	file := filepath.Join(folder, "authsession", "dev-EdDSA.pem")
 	testkit.Must(t, os.MkdirAll(filepath.Dir(file), 0o700))
 	testkit.Must(t, os.WriteFile(file, []byte("mine"), 0o600))
 	for home, reason := range map[string]string{
-		os.Getenv("HOME"): file + " does not hold a private key for EdDSA",
+		os.Getenv("HOME"): file + " has no key in PEM",
 		os.Args[0]:        "not a directory",
 		"":                "defined",
 	} {
 		t.Setenv("HOME", home)
 		d := newTestDev(t, nil)
-		want := regexp.MustCompile(`\nKey: of this run alone, because .*` + reason + `\n`)
+		want := regexp.MustCompile(`\nKey: of this run alone: .*` + reason + `\n`)
 		if out := d.out.String(); !want.MatchString(out) {
 			t.Errorf("with HOME=%s, -dev prints %s, want %s", home, out, want)
 		}
@@ -139,7 +139,7 @@ func TestKeyNotKept(t *testing.T) {
 	}
 }
 
-// Runs that start at the same time all find a whole key.
+// Of runs that start at the same time, at least one keeps its key, and the others have keys of their own.
 func TestKeyAtOnce(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	devs, errs, out := [8]*dev.Dev{}, [8]error{}, [8]testkit.Log{}
@@ -151,11 +151,15 @@ func TestKeyAtOnce(t *testing.T) {
 		})
 	}
 	starting.Wait()
+	kept := false
 	for i, d := range devs {
 		defer d.Stop()
 		testkit.Must(t, errs[i])
-		if _, err := d.Wrap(&net.TCPAddr{}, nil); err != nil || !out[i].Has(", kept for later runs\n") {
-			t.Errorf("run %d: Wrap = %v, printing %s, want the kept key", i, err, &out[i])
-		}
+		_, err := d.Wrap(&net.TCPAddr{}, nil)
+		testkit.Must(t, err)
+		kept = kept || out[i].Has(", kept for later runs\n")
+	}
+	if !kept {
+		t.Errorf("no run keeps its key; the first one prints %s", &out[0])
 	}
 }

@@ -94,13 +94,41 @@ func (k Key) Sign(claims map[string]any) (string, error) {
 	return jwt.Signed(signer).Claims(claims).Serialize()
 }
 
+// Write writes the private key to a new file, as PKCS#8 in PEM, which only its owner may read. It leaves no file if it
+// fails.
+func (k Key) Write(file string) error {
+	der, err := x509.MarshalPKCS8PrivateKey(k.Private)
+	if err != nil {
+		return fmt.Errorf("encoding the key: %w", err)
+	}
+	return writeNew(file, 0o600, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// Read returns the only private key in a PEM file, which may hold public keys and certificates, too. The key signs by
+// alg or, for "", by the first of bearer.Algorithms that it fits. The error names the file.
+func Read(file string, alg jose.SignatureAlgorithm) (Key, error) {
+	keys, err := readKeys(file)
+	if err != nil {
+		return Key{}, err
+	}
+	keys = slices.DeleteFunc(keys, func(k jose.JSONWebKey) bool { return k.IsPublic() })
+	if len(keys) != 1 {
+		return Key{}, fmt.Errorf("%s does not hold exactly one private key", file)
+	}
+	fitting := algorithms(keys[0])
+	if alg = cmp.Or(alg, fitting[0]); !slices.Contains(fitting, alg) {
+		return Key{}, fmt.Errorf("%s holds a key for %s, not for %s", file, fitting, alg)
+	}
+	return Key{ID: keys[0].KeyID, Algorithm: alg, Private: keys[0].Key.(crypto.Signer)}, nil
+}
+
 // readKeys returns the keys in a PEM file, private or public, at least one. Each has a kid and no alg. The error names
-// the block that has no usable key, and the reason. It follows the name of the file.
+// the file, the block that has no usable key, and the reason.
 func readKeys(file string) (keys []jose.JSONWebKey, err error) {
 	const begin = "\n-----BEGIN "
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", err)
+		return nil, err
 	}
 	for i, text := range strings.Split("\n"+string(data), begin)[1:] {
 		block, _ := pem.Decode([]byte(begin + text)) // block by block, because Decode passes over damaged ones
@@ -116,14 +144,14 @@ func readKeys(file string) (keys []jose.JSONWebKey, err error) {
 			key.KeyID, err = keyID(key)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("has no usable key in PEM block %d (%s): %w; a key must be RSA of %d to %d bits, "+
-				"not RSASSA-PSS, or EC on P-256, P-384 or P-521, or Ed25519",
-				i+1, block.Type, err, bearer.MinRSABits, bearer.MaxRSABits)
+			return nil, fmt.Errorf("%s has no usable key in PEM block %d (%s): %w; a key must be RSA of %d to %d "+
+				"bits, not RSASSA-PSS, or EC on P-256, P-384 or P-521, or Ed25519",
+				file, i+1, block.Type, err, bearer.MinRSABits, bearer.MaxRSABits)
 		}
 		keys = append(keys, key)
 	}
 	if keys == nil {
-		err = errors.New("has no key in PEM")
+		err = fmt.Errorf("%s has no key in PEM", file)
 	}
 	return keys, err
 }
@@ -153,7 +181,10 @@ func parseKey(block *pem.Block) (any, error) {
 		return x509.ParsePKCS1PublicKey(block.Bytes)
 	case "CERTIFICATE":
 		certificate, err := x509.ParseCertificate(block.Bytes)
-		return cmp.Or(certificate, new(x509.Certificate)).PublicKey, err
+		if err != nil {
+			return nil, err
+		}
+		return certificate.PublicKey, nil
 	}
 	return nil, errors.New("it is not readable")
 }

@@ -2,16 +2,11 @@
 package keytool
 
 import (
-	"cmp"
-	"crypto"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
 
 	"authsession/internal/bearer"
@@ -43,22 +38,17 @@ func Keygen(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	encoded, err := x509.MarshalPKCS8PrivateKey(key.Private)
-	if err != nil {
-		return fmt.Errorf("encoding the key: %w", err)
-	}
 	set, err := key.Set()
 	if err != nil {
 		return err
 	}
 	set = append(set, '\n')
-	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded})
-	if err := writeNew("-out", *keyFile, 0o600, private); err != nil {
-		return err
+	if err := key.Write(*keyFile); err != nil {
+		return fmt.Errorf("-out must be a new file: %w", err)
 	}
 	if *setFile != "" {
-		if err := writeNew("-jwks", *setFile, 0o644, set); err != nil {
-			return errors.Join(err, os.Remove(*keyFile))
+		if err := writeNew(*setFile, 0o644, set); err != nil {
+			return fmt.Errorf("-jwks must be a new file: %w", errors.Join(err, os.Remove(*keyFile)))
 		}
 	}
 	if _, err := stdout.Write(set); err != nil {
@@ -70,11 +60,11 @@ func Keygen(args []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// writeNew writes data to the file that a flag names, which must not exist. It leaves no file if it fails.
-func writeNew(flagName, file string, mode os.FileMode, data []byte) error {
+// writeNew writes data to a file that must not exist. It leaves no file if it fails.
+func writeNew(file string, mode os.FileMode, data []byte) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
-		return fmt.Errorf("%s must be a new file: %w", flagName, err)
+		return err
 	}
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err != nil {
@@ -97,7 +87,7 @@ func JWKS(args []string, stdout, stderr io.Writer) error {
 	for _, file := range flags.Args() {
 		keys, err := readKeys(file)
 		if err != nil {
-			return fmt.Errorf("%s %w", file, err)
+			return err
 		}
 		others := set
 		for _, key := range keys {
@@ -143,21 +133,13 @@ func Token(args []string, stdout, stderr io.Writer) error {
 	case *ttl < time.Second || *ttl > maxTTL:
 		return fmt.Errorf("-ttl must be from %s to %s", time.Second, maxTTL)
 	}
-	keys, err := readKeys(*file)
+	alg, _ := bearer.ParseAlgorithm(*name)
+	key, err := Read(*file, alg)
 	if err != nil {
-		return fmt.Errorf("-key %w", err)
-	}
-	keys = slices.DeleteFunc(keys, func(k jose.JSONWebKey) bool { return k.IsPublic() })
-	if len(keys) != 1 {
-		return errors.New("-key must hold exactly one private key")
-	}
-	key, fitting := keys[0], algorithms(keys[0])
-	alg, _ := bearer.ParseAlgorithm(cmp.Or(*name, string(fitting[0])))
-	if !slices.Contains(fitting, alg) {
-		return fmt.Errorf("-alg must be one of %s for this -key", fitting)
+		return fmt.Errorf("reading -key: %w", err)
 	}
 	claims := map[string]string{"client_id": *client, "scope": *scopes, "iss": *issuer, "aud": *audience}
-	token, err := Key{ID: key.KeyID, Algorithm: alg, Private: key.Key.(crypto.Signer)}.Issue(*ttl, claims)
+	token, err := key.Issue(*ttl, claims)
 	if err != nil {
 		return fmt.Errorf("signing the token: %w", err)
 	}

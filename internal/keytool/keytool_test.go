@@ -258,7 +258,7 @@ func TestJWKS(t *testing.T) {
 		want  string // in the error's message
 	}{
 		{name: "no file", want: "needs the files of keys"},
-		{name: "no such file", files: []string{made, made + ".none"}, want: "cannot be read"},
+		{name: "no such file", files: []string{made, made + ".none"}, want: "open " + made + ".none: "},
 		{name: "no PEM", files: []string{made, "keytool_test.go"}, want: "keytool_test.go has no key in PEM"},
 		{name: "damaged block", files: []string{made, damaged}, want: "in PEM block 1 (damaged): it is not readable"},
 		{name: "same file twice", files: []string{made, made}, want: "a key that another file has"},
@@ -335,8 +335,8 @@ func TestTokenFails(t *testing.T) {
 		return append([]string{"-key", key, "-client", "acme"}, more...)
 	}
 	const (
-		noKey  = "-key has no usable key in PEM block 1 (EC PRIVATE KEY): "
-		notOne = "-key must hold exactly one private key"
+		noKey  = " has no usable key in PEM block 1 (EC PRIVATE KEY): "
+		notOne = " does not hold exactly one private key"
 		badTTL = "-ttl must be from 1s to 8760h"
 	)
 	for _, tt := range []struct {
@@ -346,15 +346,15 @@ func TestTokenFails(t *testing.T) {
 	}{
 		{name: "no -key", args: []string{"-client", "acme"}, want: "-key is required"},
 		{name: "no -client", args: []string{"-key", ec}, want: "-client is required"},
-		{name: "no such file", args: with(ec + ".none"), want: "-key cannot be read"},
-		{name: "no PEM", args: with("keytool_test.go"), want: "-key has no key in PEM"},
-		{name: "public key", args: with(public), want: notOne},
-		{name: "two private keys", args: with(two), want: notOne},
-		{name: "broken key", args: with(broken), want: noKey},
-		{name: "P-224", args: with(sec1), want: noKey},
+		{name: "no such file", args: with(ec + ".none"), want: "reading -key: open " + ec + ".none: "},
+		{name: "no PEM", args: with("keytool_test.go"), want: "reading -key: keytool_test.go has no key in PEM"},
+		{name: "public key", args: with(public), want: public + notOne},
+		{name: "two private keys", args: with(two), want: two + notOne},
+		{name: "broken key", args: with(broken), want: broken + noKey},
+		{name: "P-224", args: with(sec1), want: sec1 + noKey},
 		{name: "ES256 for RSA", args: with(rsa, "-alg", "ES256"),
-			want: "-alg must be one of [RS256 RS384 RS512 PS256 PS384 PS512]"},
-		{name: "RS256 for EC", args: with(ec, "-alg", "RS256"), want: "-alg must be one of [ES256]"},
+			want: rsa + " holds a key for [RS256 RS384 RS512 PS256 PS384 PS512], not for ES256"},
+		{name: "RS256 for EC", args: with(ec, "-alg", "RS256"), want: ec + " holds a key for [ES256], not for RS256"},
 		{name: "short -ttl", args: with(ec, "-ttl", "999ms"), want: badTTL},
 		{name: "long -ttl", args: with(ec, "-ttl", "8760h1s"), want: badTTL},
 		{name: "-ttl without a unit", args: with(ec, "-ttl", "3600"), want: "-ttl"},
