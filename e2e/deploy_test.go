@@ -28,6 +28,22 @@ import (
 
 // deploy/check tests compose.yaml and kubernetes.yaml, because their libraries stay out of this module.
 
+// systemd knows every line of the unit, and rates it well.
+func TestUnit(t *testing.T) {
+	need(t, "systemd-analyze --version")
+	file := filepath.Join(t.TempDir(), "authsession.service")
+	text := strings.ReplaceAll(string(read(t, "../deploy/authsession.service")), "/usr/local/bin/authsession", binary)
+	testkit.Must(t, os.WriteFile(file, []byte(text), 0o600))
+	for _, command := range []string{
+		"systemd-analyze verify --man=no " + file + " 2>&1",
+		"systemd-analyze security --offline=true --threshold=15 " + file + " 2>&1 >/dev/null", // 1.5 of 10
+	} {
+		if out, err := shell(".", nil, command); err != nil || out != "" {
+			t.Errorf("%s: %v %s, want no finding", command, err, out)
+		}
+	}
+}
+
 // gateway is a running nginx with deploy/nginx.conf and deploy/tls.conf.
 type gateway struct {
 	url, tlsURL string

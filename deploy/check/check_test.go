@@ -1,6 +1,7 @@
 // Package check reads compose.yaml with Compose's own library and kubernetes.yaml with
-// Kubernetes's own types: a member that they do not know fails. It is a module of its own
-// so that the service's go.mod stays short.
+// Kubernetes's own types: a member that they do not know fails. It also checks the variables
+// and times of authsession.service. It is a module of its own so that the service's go.mod
+// stays short.
 package check
 
 import (
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -82,6 +84,13 @@ func TestCompose(t *testing.T) {
 			}
 		}
 	}
+	// The gateway waits for /readyz. A Redis that is down is no reason to replace a container of the image.
+	image, err := os.ReadFile("../../Dockerfile")
+	ready := project.Services["authsession"].HealthCheck.Test
+	if err != nil || !slices.Equal(ready, []string{"CMD", "/authsession", "healthcheck"}) ||
+		!bytes.Contains(image, []byte(`CMD ["/authsession", "healthcheck", "-live"]`)) {
+		t.Errorf("compose.yaml's health check is %q, or the image's is not -live (%v)", ready, err)
+	}
 	env := map[string]string{}
 	for name, value := range project.Services["authsession"].Environment {
 		env[name] = *value
@@ -122,7 +131,7 @@ func wantConfig(t *testing.T, file string, env map[string]string, grace time.Dur
 		if name != "GOMEMLIMIT" && !bytes.Contains(config, []byte(`"`+name+`"`)) {
 			t.Errorf("%s: the service has no variable %s", file, name)
 		}
-		if strings.HasPrefix(value, "/run/secrets/") { // is not there
+		if strings.HasPrefix(value, "/run/secrets/") || strings.HasPrefix(value, "%d/") { // is not there
 			continue
 		}
 		run.Env = append(run.Env, name+"="+value)
@@ -194,8 +203,8 @@ func TestKubernetes(t *testing.T) {
 		ports[port.Name] = true
 	}
 	for what, probe := range map[string]*corev1.Probe{"/livez": c.LivenessProbe, "/readyz": c.ReadinessProbe} {
-		if probe.HTTPGet.Path != what || !ports[probe.HTTPGet.Port.StrVal] {
-			t.Errorf("a probe asks %s on %v, want %s", probe.HTTPGet.Path, probe.HTTPGet.Port, what)
+		if probe.HTTPGet.Path != what || probe.HTTPGet.Port.StrVal != "metrics" || !ports["metrics"] {
+			t.Errorf("a probe asks %s on %v, want %s on METRICS_ADDR", probe.HTTPGet.Path, probe.HTTPGet.Port, what)
 		}
 	}
 	target := service.Spec.Ports[0].TargetPort.StrVal
@@ -219,4 +228,24 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("Redis is reached without TLS: %s", env["REDIS_URL"])
 	}
 	wantConfig(t, "kubernetes.yaml", env, time.Duration(*pod.TerminationGracePeriodSeconds)*time.Second)
+}
+
+// e2e has systemd read the unit. This checks what systemd cannot know.
+func TestUnit(t *testing.T) {
+	text, err := os.ReadFile("../authsession.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"AUTH_URL": "https://consent.example/", "REDIS_URL": "redis://127.0.0.1",
+		"JWKS_URL": "https://login.example/"} // of its EnvironmentFile
+	for _, line := range regexp.MustCompile(`(?m)^Environment=(\w+)=(.*)$`).FindAllStringSubmatch(string(text), -1) {
+		env[line[1]] = line[2]
+	}
+	_, after, _ := strings.Cut(string(text), "\nTimeoutStopSec=")
+	value, _, _ := strings.Cut(after, "\n")
+	grace, err := time.ParseDuration(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantConfig(t, "authsession.service", env, grace)
 }
