@@ -6,8 +6,11 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
+	"go/ast"
+	"go/constant"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"io"
 	"maps"
 	"net"
@@ -63,6 +66,54 @@ func TestImports(t *testing.T) {
 			if counts && importer != "dev" && !slices.Contains(strings.Fields(mayImport[importer]), name) {
 				t.Errorf("%s imports %s, which mayImport does not have", path, name)
 			}
+		}
+	}
+}
+
+// TestLogMessages keeps the table of messages in docs/operate.md: each that the program logs has a row, and no other
+// has. Those of internal/dev are left out, because a developer reads them.
+func TestLogMessages(t *testing.T) {
+	documented := map[string]bool{"http: …": false} // net/http's own, by ErrorLog
+	root, _ := filepath.Glob("*.go")
+	inner, _ := filepath.Glob("internal/*/*.go")
+	skipped, byHand := regexp.MustCompile(`_test\.go$|/dev/|/redistest/|/testkit/`), regexp.MustCompile(`"msg":"([^"]+)"`)
+	for _, path := range slices.DeleteFunc(append(root, inner...), skipped.MatchString) {
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		testkit.Must(t, err)
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.BasicLit:
+				if match := byHand.FindStringSubmatch(n.Value); match != nil {
+					documented[match[1]] = false
+				}
+			case *ast.CallExpr:
+				method, ok := n.Fun.(*ast.SelectorExpr)
+				if !ok || len(n.Args) == 0 || !slices.Contains([]string{"Info", "Warn", "Error"}, method.Sel.Name) {
+					break
+				}
+				text := types.ExprString(n.Args[0]) // a literal, or several with + between them
+				message, err := types.Eval(token.NewFileSet(), nil, token.NoPos, text)
+				if err != nil || message.Value == nil {
+					t.Fatalf("%s logs %s, want a constant message", path, text)
+				}
+				documented[constant.StringVal(message.Value)] = false
+			}
+			return true
+		})
+	}
+	operate, err := os.ReadFile("docs/operate.md")
+	testkit.Must(t, err)
+	_, section, _ := strings.Cut(string(operate), "\n## Log messages\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(section, -1) {
+		if _, ok := documented[row[1]]; !ok {
+			t.Errorf("docs/operate.md has a row for %q, which the program does not log", row[1])
+		}
+		documented[row[1]] = true
+	}
+	for message, ok := range documented {
+		if !ok {
+			t.Errorf("docs/operate.md, Log messages, has no row for %q", message)
 		}
 	}
 }

@@ -3,12 +3,18 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"encoding/json"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,26 +122,50 @@ func testConsentExample(t *testing.T, cd string, lines []string, seal string) {
 	}
 }
 
-// readmeCommands returns the block of commands in README.md that contains text.
-func readmeCommands(t *testing.T, text string) string {
-	t.Helper()
-	pattern := "```sh\n([^`]*" + regexp.QuoteMeta(text) + "[^`]*)```"
-	block := regexp.MustCompile(pattern).FindSubmatch(read(t, "../README.md"))
-	if block == nil {
-		t.Fatalf("README.md has no commands with %s", text)
+// ran names, by a text in it, each block of shell commands that a test of this file runs.
+var ran = map[string][]string{
+	"README.md": {"go run . -dev", "./authsession keygen", "curl -X POST http://localhost:8080", "redis-cli GETDEL"},
+	"docs/operate.md": {"keygen -out new.pem", "redis-cli DEL", "redis-cli EVAL", "redis-cli UNLINK",
+		"SENTINEL FAILOVER"},
+}
+
+var shellBlock = regexp.MustCompile("(?ms)^([^\n]*)\n *```(?:sh|bash|shell|console)\n(.*?)^ *```$")
+
+// Each block of shell commands is run, or the line above says why not.
+func TestShellBlocks(t *testing.T) {
+	for file, texts := range ran {
+		for _, block := range shellBlock.FindAllStringSubmatch(string(read(t, "../"+file)), -1) {
+			isRun := slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(block[2], text) })
+			if isRun == strings.HasPrefix(block[1], "<!-- not run: ") {
+				t.Errorf("%s: run these commands in a test, or write <!-- not run: reason --> above them:\n%s", file, block[2])
+			}
+		}
 	}
-	return string(block[1])
+}
+
+// commands returns the block of shell commands in a file that contains text.
+func commands(t *testing.T, file, text string) string {
+	t.Helper()
+	for _, block := range shellBlock.FindAllStringSubmatch(string(read(t, "../"+file)), -1) {
+		if slices.Contains(ran[file], text) && strings.Contains(block[2], text) {
+			return block[2]
+		}
+	}
+	t.Fatalf("%s has no commands with %s, or ran does not name them", file, text)
+	return ""
 }
 
 // The commands of README.md work when they are pasted one block after the other, and a second time, with another Redis
 // and another port.
 func TestReadmeCommands(t *testing.T) {
+	dev := strings.TrimPrefix(commands(t, "README.md", "go run . -dev"), "go run . ")
+	start(t, map[string]string{"ADDR": "127.0.0.1:0"}, strings.Fields(dev)...).waitReady(t)
 	dir, addr, redisAddr := t.TempDir(), "127.0.0.1:"+redistest.FreePort(), redistest.Addr(t)
 	host, port, _ := net.SplitHostPort(redisAddr)
 	here := strings.NewReplacer("redis://localhost:6379", "redis://"+redisAddr, "http://localhost:8080", "http://"+addr,
 		"redis-cli ", "redis-cli -h "+host+" -p "+port+" ")
-	script := "trap 'kill $!; wait' EXIT\nln -sf " + binary + " .\n" + readmeCommands(t, "./authsession keygen") +
-		readmeCommands(t, "curl -X POST http://localhost:8080")
+	script := "trap 'kill $!; wait' EXIT\nln -sf " + binary + " .\n" + commands(t, "README.md", "./authsession keygen") +
+		commands(t, "README.md", "curl -X POST http://localhost:8080")
 	var session testkit.SessionAnswer
 	for range 2 {
 		output, err := shell(dir, []string{"ADDR=" + addr}, here.Replace(script))
@@ -149,7 +179,7 @@ func TestReadmeCommands(t *testing.T) {
 		testkit.Must(t, json.Unmarshal([]byte(answers[1]), &session))
 	}
 	if _, err := exec.LookPath("redis-cli"); err == nil {
-		script := here.Replace(readmeCommands(t, "redis-cli GETDEL"))
+		script := here.Replace(commands(t, "README.md", "redis-cli GETDEL"))
 		record, err := shell(dir, []string{"sess_id=" + session.SessionID}, script)
 		first, second, _ := strings.Cut(record, "\n")
 		if err != nil || !strings.Contains(first, `"id":"`+session.ID+`"`) || second != first {
@@ -160,7 +190,7 @@ func TestReadmeCommands(t *testing.T) {
 
 // The rotation of keys in docs/operate.md refuses no token before its last step.
 func TestRotation(t *testing.T) {
-	dir, doc := t.TempDir(), string(read(t, "../docs/operate.md"))
+	dir, doc := t.TempDir(), commands(t, "docs/operate.md", "keygen -out new.pem")
 	run := func(script string) string {
 		t.Helper()
 		output, err := shell(dir, nil, script)
@@ -191,4 +221,104 @@ func TestRotation(t *testing.T) {
 			s.session(t, goodBody)
 		}
 	}
+}
+
+// The commands of docs/operate.md end the sessions that they name and no others, on a single Redis and on a cluster.
+func TestEndSessions(t *testing.T) {
+	need(t, "redis-cli -v")
+	for name, nodes := range map[string][]*redistest.Server{
+		"standalone": {redistest.Start(t)}, "cluster": redistest.Cluster(t),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startReady(t, nodes[0].Addr, map[string]string{"REDIS_MODE": name})
+			run := func(script string, env ...string) {
+				t.Helper()
+				if name == "cluster" {
+					script = strings.ReplaceAll(script, "-n 500", "-n 1")
+				}
+				for _, node := range nodes {
+					here := strings.NewReplacer("redis-cli", "redis-cli -p "+node.Port, "auth_session:", s.prefix)
+					_, err := shell(".", env, here.Replace(script))
+					testkit.Must(t, err)
+				}
+			}
+			sessions := make([]testkit.SessionAnswer, 6)
+			for i := range sessions {
+				s.token = goodToken(t, []string{"acme", "other"}[i/3])
+				sessions[i] = s.session(t, goodBody)
+			}
+			wantLeft := func(what string, left ...int) {
+				t.Helper()
+				for i, session := range sessions {
+					found := slices.ContainsFunc(nodes, func(node *redistest.Server) bool {
+						value, err := node.Client(t).Get(t.Context(), recordKey(s.prefix, session.SessionID)).Result()
+						return err == nil && strings.Contains(value, session.ID)
+					})
+					if found != slices.Contains(left, i) {
+						t.Errorf("%s: session %d is there: %t, want left only %v", what, i, found, left)
+					}
+				}
+			}
+			byText := commands(t, "docs/operate.md", "redis-cli EVAL")
+			run(commands(t, "docs/operate.md", "redis-cli DEL"), "sess_id="+sessions[0].SessionID)
+			wantLeft("by sess_id", 1, 2, 3, 4, 5)
+			run(byText)
+			wantLeft("of acme", 3, 4, 5)
+			run(strings.Replace(byText, `"client_id":"acme"`, `"id":"`+sessions[3].ID+`"`, 1))
+			wantLeft("by ID", 4, 5)
+			run(commands(t, "docs/operate.md", "redis-cli UNLINK"))
+			wantLeft("all")
+		})
+	}
+}
+
+// The planned failover of docs/operate.md loses no session.
+func TestPlannedFailover(t *testing.T) {
+	need(t, "redis-cli -v")
+	(&outage{fault: fault{
+		name: "planned failover", during: "200 503 504", ready: "redis: ",
+		setUp: sentinel, end: promotion, back: failoverLimit,
+		begin: func(t *testing.T, o *outage) {
+			here := strings.NewReplacer("-h primary", "-p "+o.primary.Port, "-h sentinel -p 26379", "-p "+o.sentinel.Port)
+			_, err := shell(".", nil, here.Replace(commands(t, "docs/operate.md", "SENTINEL FAILOVER")))
+			testkit.Must(t, err)
+		},
+	}}).run(t)
+}
+
+// The key set comes from a server with a private CA, through a proxy, by the variables in docs/operate.md.
+func TestKeyServer(t *testing.T) {
+	ca, caFile := redistest.NewCA(t), filepath.Join(t.TempDir(), "ca.pem")
+	testkit.Must(t, os.WriteFile(caFile, ca.PEM, 0o600))
+	file := ca.Issue(t, "login.example", time.Now().Add(time.Hour))
+	pair, err := tls.LoadX509KeyPair(file, file)
+	testkit.Must(t, err)
+	env := serviceEnv(t, redistest.Addr(t))
+	keySet := read(t, strings.TrimPrefix(env["JWKS_URL"], "file://"))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(keySet)
+	}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	server.StartTLS()
+	defer server.Close()
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		there, err := net.Dial("tcp", server.Listener.Addr().String())
+		if r.Method != http.MethodConnect || r.Host != "login.example:443" || err != nil {
+			t.Errorf("the proxy got %s %s, %v", r.Method, r.Host, err)
+			return
+		}
+		defer there.Close()
+		here, _, _ := http.NewResponseController(w).Hijack()
+		defer here.Close()
+		_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() { _, _ = io.Copy(there, here) }()
+		_, _ = io.Copy(here, there)
+	}))
+	defer proxy.Close()
+	env["JWKS_URL"], env["HTTPS_PROXY"] = "https://login.example/jwks", proxy.URL
+	find(t, &start(t, env).log, "(unknown authority)")
+	env["SSL_CERT_FILE"] = caFile
+	s := start(t, env)
+	s.waitReady(t)
+	s.session(t, goodBody)
 }
