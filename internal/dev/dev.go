@@ -40,6 +40,7 @@ type Dev struct {
 	redis    string           // address, as printed
 	page     net.Listener     // the sandbox's; nil if AUTH_URL is set
 	pageURL  string           // of the sandbox
+	sandbox  *sandbox         // nil if AUTH_URL is set
 	cleanups []func()         // run in reverse order by Stop
 }
 
@@ -123,9 +124,10 @@ func (d *Dev) Wrap(addr net.Addr, service http.Handler) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a token: %w", err)
 	}
-	body, service := exampleBody("https://acme.com/"), d.platform(d.explain(service))
+	body := exampleBody("https://acme.com/")
 	if d.page != nil {
-		body, service = exampleBody(d.pageURL), d.serveSandbox(api, token, service)
+		body = exampleBody(d.pageURL)
+		d.serveSandbox(api, token)
 		fmt.Fprintf(d.stdout, "Open %s\n", d.pageURL)
 	}
 	_, err = fmt.Fprintf(d.stdout, `API: %s (POST /token gives tokens for any client_id and client_secret)
@@ -140,7 +142,7 @@ curl -sS -X POST %s/auth/session \
 The log follows on stderr, as JSON.
 
 `, api, d.redis, d.keyFrom, api, token, body)
-	return service, err
+	return d.platform(d.explain(service)), err
 }
 
 // issue returns a token of client that the service accepts for lifetime, or for JWT_MAX_LIFETIME if that is shorter.
@@ -152,20 +154,19 @@ func (d *Dev) issue(client string, lifetime time.Duration) (string, error) {
 	return d.key.Issue(min(lifetime, c.MaxLifetime), claims)
 }
 
-// serveSandbox starts the sandbox, with a Redis client of its own, and returns service observed by it.
-func (d *Dev) serveSandbox(api, token string, service http.Handler) http.Handler {
+// serveSandbox starts the sandbox, with a Redis client of its own.
+func (d *Dev) serveSandbox(api, token string) {
 	client := d.Config.Redis.Open(d.Config.StoreTimeout)
-	s := &sandbox{redis: client, keyPrefix: d.Config.KeyPrefix, log: d.log,
+	d.sandbox = &sandbox{redis: client, keyPrefix: d.Config.KeyPrefix, log: d.log,
 		url: d.pageURL, api: api, token: token, formKey: []byte(rand.Text())}
 	srv := &http.Server{
-		Handler:      s.routes(),
+		Handler:      d.sandbox.routes(),
 		ReadTimeout:  10 * time.Second,
 		WriteTimeout: 30*time.Second + d.Config.StoreTimeout,
 		ErrorLog:     slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
 	}
 	go func() { _ = srv.Serve(d.page) }()
 	d.cleanup(func() { _, _ = srv.Close(), client.Close() })
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { service.ServeHTTP(observer{w, s}, r) })
 }
 
 // listenAfter listens on 127.0.0.1, on the first free of the two ports after addr's, or else on any port. It leaves the

@@ -209,6 +209,9 @@ func (e *explainer) Write(answer []byte) (int, error) {
 		members["message"] = fmt.Sprint(members["message"], ": ", e.reason)
 		_, _ = io.WriteString(e.ResponseWriter, encode(members))
 	default:
+		if e.dev.sandbox != nil {
+			e.dev.sandbox.observe(answer)
+		}
 		return e.ResponseWriter.Write(answer)
 	}
 	return len(answer), nil

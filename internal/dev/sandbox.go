@@ -113,27 +113,17 @@ func writePage(w http.ResponseWriter, status int, values map[string]string) {
 	}
 }
 
-// observer is a ResponseWriter of the service that lists each new session.
-type observer struct {
-	http.ResponseWriter
-	sandbox *sandbox
-}
-
-// Write gets whole answers, because the service writes each at once. Only those about a new session have a session_id.
-func (o observer) Write(answer []byte) (int, error) {
+// observe lists the session that the service's answer is about, if it has one.
+func (s *sandbox) observe(answer []byte) {
 	var created struct {
 		Secret string `json:"session_id"`
 	}
 	if json.Unmarshal(answer, &created) == nil && created.Secret != "" {
-		if rec, err := o.sandbox.load(o.sandbox.redis.Get, created.Secret); err == nil {
-			o.sandbox.note(flow{secret: created.Secret, record: rec, outcome: "waits for its end user"})
+		if rec, err := s.load(s.redis.Get, created.Secret); err == nil {
+			s.note(flow{secret: created.Secret, record: rec, outcome: "waits for its end user"})
 		}
 	}
-	return o.ResponseWriter.Write(answer)
 }
-
-// Unwrap is for http.ResponseController.
-func (o observer) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 
 // note lists f in place of what was listed of its session, or first.
 func (s *sandbox) note(f flow) {
