@@ -3,14 +3,14 @@
 //
 // Usage:
 //
-//	authsession              serve, set up by environment variables (-h lists them)
+//	authsession              serve, set up by environment variables (help lists them)
 //	authsession -dev         serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page
 //	authsession check        read the variables and their files, print what would be in force or all that is wrong
 //	authsession healthcheck  ask the running service's /readyz, with -live its /livez; exit status 0 or 1
 //	authsession keygen       write a private key to a file, print its key set
 //	authsession jwks         print the key set of existing private or public keys
 //	authsession token        print a token signed by such a key
-//	authsession version      print the version, like -version; help is like -h
+//	authsession version      print the version
 //
 // A request passes handlers.go, which has the routes and the order of all checks; session.go, which parses the body
 // and makes the record; and store.go, which writes it to Redis. errors.go has all error answers.
@@ -69,66 +69,57 @@ func main() {
 
 const usage = `Without arguments authsession serves, set up by the environment variables below. Its commands:
 
-  check             read the variables and their files, print what would be in force or all that is wrong
-  healthcheck       ask the running service's /readyz, with -live its /livez; exit status 0 or 1
-  keygen            write a private key to a file, print its key set (more: authsession keygen -h)
-  jwks a.pem b.pem  print the key set of existing private or public keys
-  token             print a token signed by such a key (more: authsession token -h)
-  help, version     the same as -h and -version
-`
+  -dev               serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page
+  check              read the variables and their files, print what would be in force or all that is wrong
+  healthcheck        ask the running service's /readyz; exit status 0 or 1
+  healthcheck -live  ask its /livez
+  keygen             write a private key to a file, print its key set (more: authsession keygen -h)
+  jwks a.pem b.pem   print the key set of existing private or public keys
+  token              print a token signed by such a key (more: authsession token -h)
+  version            print the version
 
-const commands = "the arguments may be one of: check, healthcheck [-live], keygen, jwks, token, help, version, -dev"
+The environment variables; an empty one is not set:
+
+`
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer,
 	stderr *accesslog.Writer) error {
-	flags := flag.NewFlagSet("authsession", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // an error says enough without the help
-	version := flags.Bool("version", false, "print the version")
-	isDev := flags.Bool("dev", false,
-		"serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page")
-	err := flags.Parse(args)
-	switch command := strings.Join(flags.Args(), " "); {
-	case errors.Is(err, flag.ErrHelp) || command == "help":
-		fmt.Fprint(stdout, usage)
-		flags.SetOutput(stdout)
-		flags.PrintDefaults()
-		fmt.Fprint(stdout, "\nThe environment variables; an empty one is not set:\n\n")
-		config.PrintVariables(stdout)
-		return nil
-	case err != nil:
-		return fmt.Errorf("%w: %s", err, commands)
-	case *version || command == "version":
-		_, err := fmt.Fprintln(stdout, "authsession", buildVersion(), runtime.Version())
-		return err
-	case command == "check":
-		return check(getenv, stdout, stderr)
-	case command == "healthcheck":
-		return healthcheck(getenv, "/readyz")
-	case command == "healthcheck -live":
-		return healthcheck(getenv, "/livez")
-	case flags.Arg(0) == "keygen":
-		return keytool.Keygen(flags.Args()[1:], stdout, stderr)
-	case flags.Arg(0) == "jwks":
-		return keytool.JWKS(flags.Args()[1:], stdout, stderr)
-	case flags.Arg(0) == "token":
-		return keytool.Token(flags.Args()[1:], stdout, stderr)
-	case flags.NArg() > 0:
-		return errors.New(commands)
-	case *isDev:
+	withKeys := map[string]func(args []string, stdout, stderr io.Writer) error{
+		"keygen": keytool.Keygen, "jwks": keytool.JWKS, "token": keytool.Token}
+	if len(args) > 0 && withKeys[args[0]] != nil {
+		return withKeys[args[0]](args[1:], stdout, stderr)
+	}
+	switch strings.Join(args, " ") {
+	case "":
+		cfg, err := config.Load(getenv)
+		if err != nil {
+			return err
+		}
+		signal.Ignore(syscall.SIGHUP) // files are read again without it
+		warn(cfg, newLog(cfg, stderr))
+		return serve(ctx, cfg, stderr, func(_ net.Addr, h http.Handler) (http.Handler, error) { return h, nil })
+	case "-dev", "--dev":
 		d, err := dev.Start(getenv, stdout, stderr)
 		defer d.Stop()
 		if err != nil {
 			return err
 		}
 		return serve(ctx, d.Config, stderr, d.Wrap)
-	}
-	cfg, err := config.Load(getenv)
-	if err != nil {
+	case "check":
+		return check(getenv, stdout, stderr)
+	case "healthcheck":
+		return healthcheck(getenv, "/readyz")
+	case "healthcheck -live", "healthcheck --live":
+		return healthcheck(getenv, "/livez")
+	case "version", "-version", "--version":
+		_, err := fmt.Fprintln(stdout, "authsession", buildVersion(), runtime.Version())
 		return err
+	case "help", "-h", "-help", "--help":
+		fmt.Fprint(stdout, usage)
+		config.PrintVariables(stdout)
+		return nil
 	}
-	signal.Ignore(syscall.SIGHUP) // files are read again without it
-	warn(cfg, newLog(cfg, stderr))
-	return serve(ctx, cfg, stderr, func(_ net.Addr, h http.Handler) (http.Handler, error) { return h, nil })
+	return fmt.Errorf("unknown arguments %q: authsession help lists the commands", args)
 }
 
 // check reads the variables and their files as a start would, and connects to nothing. It prints what would be in force
