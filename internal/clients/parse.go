@@ -29,25 +29,22 @@ var (
 	errUnknown   = errors.New("unknown object member name")
 )
 
-// faults is what is wrong with a file, a line each.
-type faults []string
+// faults is what is wrong with a file.
+type faults []error
 
 // add adds a fault, unless err is nil. place is a JSON pointer, such as "/clients/acme/session_ttl".
 func (f *faults) add(place jsontext.Pointer, err error) {
 	if err != nil {
-		*f = append(*f, fmt.Sprintf("%+.300q: %v", place, err))
+		*f = append(*f, fmt.Errorf("%+.300q: %w", place, err))
 	}
 }
 
 // err returns an error of up to maxFaults lines, or nil.
 func (f faults) err() error {
-	if len(f) == 0 {
-		return nil
-	}
 	if more := len(f) - maxFaults; more > 0 {
-		f = append(f[:maxFaults], fmt.Sprintf("%d more faults", more))
+		f = append(f[:maxFaults], fmt.Errorf("%d more faults", more))
 	}
-	return errors.New(strings.Join(f, "\n"))
+	return errors.Join(f...)
 }
 
 // parse returns the clients of a file. The error has all faults of a file that is JSON, and the first of another one. A

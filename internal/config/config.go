@@ -54,10 +54,7 @@ func Load(getenv func(string) string) (Config, error) {
 	for _, v := range r.variables {
 		c.Settings = append(c.Settings, slog.String(v.name, v.value))
 	}
-	if r.problems != nil {
-		return c, errors.New(strings.Join(r.problems, "\n"))
-	}
-	return c, nil
+	return c, errors.Join(r.problems...)
 }
 
 // PrintVariables writes each variable with its default and help.
@@ -73,7 +70,7 @@ func PrintVariables(w io.Writer) {
 type reader struct {
 	getenv    func(string) string
 	variables []variable
-	problems  []string // each begins with a variable's name
+	problems  []error // each begins with a variable's name
 }
 
 type variable struct{ name, note, help, value string }
@@ -113,7 +110,7 @@ func (r *reader) reject(name, rule string) {
 	if value != "" && !hasSecret {
 		name += fmt.Sprintf("=%+.64q", value)
 	}
-	r.problems = append(r.problems, name+" "+rule)
+	r.problems = append(r.problems, errors.New(name+" "+rule))
 }
 
 // config reads every variable, in the order in which PrintVariables lists them.

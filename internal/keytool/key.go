@@ -34,17 +34,15 @@ type Key struct {
 
 // Generate returns a new key for alg, one of bearer.Algorithms.
 func Generate(alg jose.SignatureAlgorithm) (Key, error) {
+	curves := map[jose.SignatureAlgorithm]elliptic.Curve{
+		jose.ES256: elliptic.P256(), jose.ES384: elliptic.P384(), jose.ES512: elliptic.P521()}
 	var private crypto.Signer
 	var err error
-	switch alg {
-	case jose.EdDSA:
+	switch curve := curves[alg]; {
+	case alg == jose.EdDSA:
 		_, private, err = ed25519.GenerateKey(rand.Reader)
-	case jose.ES256:
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case jose.ES384:
-		private, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case jose.ES512:
-		private, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case curve != nil:
+		private, err = ecdsa.GenerateKey(curve, rand.Reader)
 	default:
 		private, err = rsa.GenerateKey(rand.Reader, bearer.MinRSABits)
 	}
