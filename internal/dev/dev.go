@@ -134,14 +134,11 @@ func (d *Dev) Wrap(addr net.Addr, service http.Handler) (http.Handler, error) {
 Redis: %s
 Key: %s
 
-curl -sS -X POST %s/auth/session \
-  -H 'Authorization: Bearer %s' \
-  -H 'Content-Type: application/json' \
-  -d '%s'
+%s
 
 The log follows on stderr, as JSON.
 
-`, api, d.redis, d.keyFrom, api, token, body)
+`, api, d.redis, d.keyFrom, curl(api+"/auth/session", token, body))
 	return d.platform(d.explain(service)), err
 }
 
@@ -169,16 +166,12 @@ func (d *Dev) serveSandbox(api, token string) {
 	d.cleanup(func() { _, _ = srv.Close(), client.Close() })
 }
 
-// listenAfter listens on 127.0.0.1, on the first free of the two ports after addr's, or else on any port. It leaves the
-// port of reserved alone.
+// listenAfter listens on 127.0.0.1, on the port after addr's if that is free and not the port of reserved, or else on any
+// port.
 func listenAfter(addr, reserved string) (net.Listener, error) {
 	_, text, _ := net.SplitHostPort(addr)
-	port, _ := strconv.Atoi(text)
-	for i := 1; i <= 2 && port > 0; i++ { // port 0 is any port
-		next := ":" + strconv.Itoa(port+i)
-		if strings.HasSuffix(reserved, next) {
-			continue
-		}
+	port, _ := strconv.Atoi(text) // 0 is any port
+	if next := ":" + strconv.Itoa(port+1); port > 0 && !strings.HasSuffix(reserved, next) {
 		if l, err := net.Listen("tcp", "127.0.0.1"+next); err == nil {
 			return l, nil
 		}

@@ -192,13 +192,18 @@ func (s *sandbox) create(w http.ResponseWriter, r *http.Request) {
 	target, body := s.api+"/auth/session", indent(encode(members))
 	values["request"] = "POST " + target + "\nAuthorization: Bearer " + s.token[:min(len(s.token), 16)] +
 		"…\nContent-Type: application/json\n\n" + body
-	values["curl"] = "curl -sS -X POST " + target + " \\\n  -H 'Authorization: Bearer " + s.token +
-		"' \\\n  -H 'Content-Type: application/json' \\\n  -d '" + strings.ReplaceAll(body, "'", `'\''`) + "'"
+	values["curl"] = curl(target, s.token, body)
 	s.send(r.Context(), target, body, values)
 	s.mu.Lock()
 	s.created = append([]map[string]string{values}, s.created[:min(len(s.created), maxFlows-1)]...)
 	s.mu.Unlock()
 	http.Redirect(w, r, "/sessions/"+values["id"], http.StatusSeeOther)
+}
+
+// curl returns a shell command that sends body to target.
+func curl(target, token, body string) string {
+	return "curl -sS -X POST " + target + " \\\n  -H 'Authorization: Bearer " + token +
+		"' \\\n  -H 'Content-Type: application/json' \\\n  -d '" + strings.ReplaceAll(body, "'", `'\''`) + "'"
 }
 
 // send sends body to the service, and adds to values what the page says about the response.
