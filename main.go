@@ -1,16 +1,7 @@
 // Authsession serves POST /auth/session of an open-banking platform: it checks a partner's bearer token and JSON,
 // writes a short-lived session record to Redis, and answers with the URL to send the end user to.
 //
-// Usage:
-//
-//	authsession              serve, set up by environment variables (help lists them)
-//	authsession -dev         serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page
-//	authsession check        read the variables and their files, print what would be in force or all that is wrong
-//	authsession healthcheck  ask the running service's /readyz, with -live its /livez; exit status 0 or 1
-//	authsession keygen       write a private key to a file, print its key set
-//	authsession jwks         print the key set of existing private or public keys
-//	authsession token        print a token signed by such a key
-//	authsession version      print the version
+// "authsession help" prints the commands (usage, below) and the environment variables (package config).
 //
 // A request passes handlers.go, which has the routes and the order of all checks; session.go, which parses the body
 // and makes the record; and store.go, which writes it to Redis. errors.go has all error answers.
