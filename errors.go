@@ -46,11 +46,7 @@ func (e *apiError) write(w http.ResponseWriter, id string) {
 	_, _ = w.Write(append(body, '\n'))
 }
 
-func badRequest(message string, cause error) *apiError {
-	return invalid("bad_request", message, cause)
-}
-
-// invalid is a bad request with a name of its own.
+// invalid is a bad request; name is bad_request or, for one member, a name of its own.
 func invalid(name, message string, cause error) *apiError {
 	return &apiError{status: http.StatusBadRequest, name: name, message: message, cause: cause}
 }

@@ -235,7 +235,7 @@ func (s *server) createSession(w http.ResponseWriter, r *http.Request, e *access
 func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 	values := r.Header["Authorization"]
 	if len(values) > 1 {
-		return token, badRequest("there must be one Authorization header", nil)
+		return token, invalid("bad_request", "there must be one Authorization header", nil)
 	}
 	credentials := strings.Join(values, "")
 	end := strings.IndexAny(credentials, " \t")
@@ -301,7 +301,7 @@ func readBody(w http.ResponseWriter, r *http.Request) (body []byte, err error) {
 	case errors.Is(err, net.ErrClosed): // SHUTDOWN_GRACE is over
 		return nil, unavailable("shutting down", err)
 	case err != nil:
-		return nil, badRequest("the body is shorter than announced, or broken", err)
+		return nil, invalid("bad_request", "the body is shorter than announced, or broken", err)
 	}
 	return body, nil
 }

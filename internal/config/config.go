@@ -51,9 +51,7 @@ type Config struct {
 func Load(getenv func(string) string) (Config, error) {
 	r := reader{getenv: getenv}
 	c := r.config()
-	for _, v := range r.variables {
-		c.Settings = append(c.Settings, slog.String(v.name, v.value))
-	}
+	c.Settings = r.settings
 	return c, errors.Join(r.problems...)
 }
 
@@ -70,10 +68,11 @@ func PrintVariables(w io.Writer) {
 type reader struct {
 	getenv    func(string) string
 	variables []variable
+	settings  []slog.Attr
 	problems  []error // each begins with a variable's name
 }
 
-type variable struct{ name, note, help, value string }
+type variable struct{ name, note, help string }
 
 // read reads a variable. An invalid value gives T's zero value and the message that the variable must be what its help
 // says. A variable is required if parse rejects "". No value may have control or format characters (Unicode's classes
@@ -84,7 +83,7 @@ func read[T any](r *reader, name, fallback, help string, parse func(string) (T, 
 		v.note = " (default " + fallback + ")"
 	}
 	text := cmp.Or(r.getenv(name), fallback)
-	v.value = withoutSecrets(name, text)
+	r.settings = append(r.settings, slog.String(name, withoutSecrets(name, text)))
 	parsed, ok := parse(text)
 	isControl := func(c rune) bool { return unicode.In(c, unicode.Cc, unicode.Cf) }
 	switch {

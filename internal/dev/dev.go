@@ -166,8 +166,7 @@ func (d *Dev) serveSandbox(api, token string) {
 	d.cleanup(func() { _, _ = srv.Close(), client.Close() })
 }
 
-// listenAfter listens on 127.0.0.1, on the port after addr's if that is free and not the port of reserved, or else on any
-// port.
+// listenAfter listens on 127.0.0.1, on the port after addr's if that is free and not reserved's, or else on any port.
 func listenAfter(addr, reserved string) (net.Listener, error) {
 	_, text, _ := net.SplitHostPort(addr)
 	port, _ := strconv.Atoi(text) // 0 is any port

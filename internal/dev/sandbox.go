@@ -53,7 +53,8 @@ type flow struct {
 	ended   bool
 }
 
-// routes returns the sandbox's pages, for loopback names only.
+// routes returns the sandbox's pages. They answer 403 to a Host that is no loopback name, because with DNS rebinding
+// another site's name leads to 127.0.0.1, and browsers let that site's pages read the answers.
 func (s *sandbox) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", s.show)
@@ -64,12 +65,6 @@ func (s *sandbox) routes() http.Handler {
 	mux.HandleFunc("GET /callback", s.callback) // this URI and the next are exampleBody's
 	mux.HandleFunc("GET /callback/cancelled", s.callback)
 	mux.HandleFunc("GET /errors/{type}", explain)
-	return loopbackOnly(mux)
-}
-
-// loopbackOnly answers 403 to a Host that is no loopback name. With DNS rebinding, another site's name leads to
-// 127.0.0.1, and browsers let that site's pages read the answers.
-func loopbackOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := (&url.URL{Host: r.Host}).Hostname()
 		address, _ := netip.ParseAddr(host) // no loopback address if it is none
@@ -77,7 +72,7 @@ func loopbackOnly(next http.Handler) http.Handler {
 			http.Error(w, "The sandbox answers only to localhost and loopback addresses.", http.StatusForbidden)
 			return
 		}
-		next.ServeHTTP(w, r)
+		mux.ServeHTTP(w, r)
 	})
 }
 
@@ -208,10 +203,7 @@ func curl(target, token, body string) string {
 
 // send sends body to the service, and adds to values what the page says about the response.
 func (s *sandbox) send(ctx context.Context, target, body string, values map[string]string) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target, strings.NewReader(body))
-	if err != nil {
-		panic(err) // of an address that the service listens on
-	}
+	request, _ := http.NewRequestWithContext(ctx, http.MethodPost, target, strings.NewReader(body)) // target is valid
 	request.Header = http.Header{"Authorization": {"Bearer " + s.token}, "Content-Type": {"application/json"}}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
@@ -248,11 +240,10 @@ func (s *sandbox) showCreated(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	created := s.created // its maps do not change
 	s.mu.Unlock()
-	for _, values := range created {
-		if values["id"] == r.PathValue("id") {
-			writePage(w, http.StatusOK, values)
-			return
-		}
+	i := slices.IndexFunc(created, func(values map[string]string) bool { return values["id"] == r.PathValue("id") })
+	if i < 0 {
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+		return
 	}
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	writePage(w, http.StatusOK, created[i])
 }
