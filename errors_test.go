@@ -311,7 +311,8 @@ func TestOpenAPI(t *testing.T) {
 	}
 	for _, body := range []string{`{"end_user_id":"eu_1",}`, `{"cancel_uri":"/cancel"}`,
 		`{"end_user_id":"eu_1","redirect_uri":"https://acme.com/#"}`} {
-		if e, _ := ts.wantError(t, ts.post(t, ts.token(t), body), "400 bad_request"); !bytes.Contains(file, []byte(e.Message)) {
+		e, _ := ts.wantError(t, ts.post(t, ts.token(t), body), "400 bad_request")
+		if !bytes.Contains(file, []byte(e.Message)) {
 			t.Errorf("the message to %s, %q, is no example of openapi.yaml", body, e.Message)
 		}
 	}

@@ -256,8 +256,8 @@ func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 	return token, nil
 }
 
-// checkMediaType takes JSON, which is also the type of a body without one. Some callers send the same type twice, in two
-// headers or, where a proxy joined those, in one.
+// checkMediaType takes JSON, which is also the type of a body without one. Some callers send the same type twice: in
+// two headers or, where a proxy joined those, in one.
 func checkMediaType(h http.Header) error {
 	const wanted = "application/json"
 	var given []string

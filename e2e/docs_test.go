@@ -25,7 +25,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-var exampleLines = regexp.MustCompile("```sh\n(cd docs/examples)\n(?:(?:npm|pip) .*\n)?((?:.+ \"\\$sess_id\".*\n){3})```")
+var exampleLines = regexp.MustCompile(
+	"```sh\n(cd docs/examples)\n(?:(?:npm|pip) .*\n)?((?:.+ \"\\$sess_id\".*\n){3})```")
 
 // docs/consent-page.md shows the examples as they are, and its commands work.
 func TestConsentExamples(t *testing.T) {

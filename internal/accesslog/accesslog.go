@@ -61,9 +61,9 @@ func (e *Entry) Line(level slog.Level) []byte {
 }
 
 // RemoteIP returns a caller's address: the peer's or, behind trusted proxies, the rightmost address of X-Forwarded-For
-// that is not trusted. Elements to the left of it, or of a word that is no address, may be forged. Empty elements do not
-// count (RFC 9110, section 5.6.1.2). (chi's ClientIPFromXFF does not read the addresses with ports and brackets that
-// some gateways send.)
+// that is not trusted. Elements to the left of it, or of a word that is no address, may be forged. Empty elements do
+// not count (RFC 9110, section 5.6.1.2). (chi's ClientIPFromXFF does not read the addresses with ports and brackets
+// that some gateways send.)
 func RemoteIP(peer string, forwarded []string, trusted []netip.Prefix) string {
 	host, _, _ := net.SplitHostPort(peer)
 	if trusted == nil {

@@ -10,8 +10,8 @@ import (
 )
 
 // keepKey replaces the new key by the one that an earlier run has kept, or else keeps it for later runs, because
-// backends use a token over a restart. It returns what to print. Each algorithm has a file in the user's cache folder. A
-// file that holds something else stays as it is.
+// backends use a token over a restart. It returns what to print. Each algorithm has a file in the user's cache folder.
+// A file that holds something else stays as it is.
 func (d *Dev) keepKey() string {
 	folder, err := os.UserCacheDir()
 	folder = filepath.Join(folder, "authsession")

@@ -36,7 +36,7 @@ func objects(n int, value string) string {
 	return strings.Repeat(`{"a":`, n) + value + strings.Repeat("}", n)
 }
 
-// objectTests are also the seeds of FuzzObject. An empty want means that Object accepts data. A %d in want stands for at.
+// objectTests are also the seeds of FuzzObject. If want is empty, Object accepts data. A %d in want stands for at.
 var objectTests = []struct {
 	name string
 	data string
