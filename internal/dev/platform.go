@@ -120,17 +120,17 @@ func clientCredentials(r *http.Request, body []byte) (id, secret string) {
 	return form.Get("client_id"), form.Get("client_secret")
 }
 
-// endUsers is POST /end-users, which returns a new end user's ID, and GET /end-users, which finds none, because no end
-// user is stored. Both need a valid token.
+// endUsers is POST /end-users, which returns a new end user's ID to a caller with a valid token, and GET /end-users,
+// which finds none for anyone, because no end user is stored.
 func (d *Dev) endUsers(w http.ResponseWriter, r *http.Request) {
-	if challenge, err := d.checkToken(r.Header); err != nil {
-		w.Header().Set("WWW-Authenticate", challenge)
-		d.refuse(w, http.StatusUnauthorized, "unauthorized",
-			"send a valid bearer token in the Authorization header: "+err.Error())
-		return
-	}
 	answer := map[string]any{"end_users": []string{}}
 	if r.Method == http.MethodPost {
+		if challenge, err := d.checkToken(r.Header); err != nil {
+			w.Header().Set("WWW-Authenticate", challenge)
+			d.refuse(w, http.StatusUnauthorized, "unauthorized",
+				"send a valid bearer token in the Authorization header: "+err.Error())
+			return
+		}
 		id := "eu_2" + rand.Text() // 27 letters and digits after eu_, as a KSUID of these years
 		answer = map[string]any{"end_user_id": id, "id": id}
 	}
