@@ -260,7 +260,7 @@ func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 // two headers or, where a proxy joined those, in one.
 func checkMediaType(h http.Header) error {
 	const wanted = "application/json"
-	var given []string
+	given := make([]string, 0, 2) // not on the heap
 	for _, value := range h["Content-Type"] {
 		media, _, _ := strings.Cut(value, ";")
 		for part := range strings.SplitSeq(media, ",") {
