@@ -21,6 +21,6 @@ LABEL org.opencontainers.image.title="authsession" \
 COPY --from=build /out/ /
 USER 65532:65532
 EXPOSE 8080
-# -live, because Swarm replaces an unhealthy container, which does not mend a Redis that is down.
+# -live, because Swarm replaces an unhealthy container, which does not repair a Redis that is down.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 CMD ["/authsession", "healthcheck", "-live"]
 ENTRYPOINT ["/authsession"]

@@ -39,7 +39,7 @@ type server struct {
 	config   config.Config
 	verifier *bearer.Verifier
 	store    *store
-	inFlight *clients.Shares // requests in work, their bodies read
+	inFlight *clients.Shares // requests in flight, their bodies read
 	metrics  *metrics.Metrics
 	log      io.Writer // gets a line for each request
 	now      func() time.Time
@@ -124,7 +124,7 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 	}
 }
 
-// finish counts and logs a request. A caller's fault is Info, ours is Error. Good checks of health are Debug, because
+// finish counts and logs a request. A caller's fault is Info, ours is Error. Successful health checks are Debug, because
 // there are many.
 func (s *server) finish(r *http.Request, e *accesslog.Entry, counts *metrics.Route) {
 	e.Duration = time.Since(e.Start)
@@ -256,11 +256,11 @@ func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 	return token, nil
 }
 
-// checkMediaType takes JSON, which is also the type of a body without one. Some callers send the same type twice: in
-// two headers or, where a proxy joined those, in one.
+// checkMediaType accepts JSON, which is also the type of a body without one. Some callers send the same type twice: in
+// two headers or, where a proxy joined those, in one. Parameters, after a semicolon, are not read.
 func checkMediaType(h http.Header) error {
 	const wanted = "application/json"
-	given := make([]string, 0, 2) // not on the heap
+	given := make([]string, 0, 2) // which needs no heap
 	for _, value := range h["Content-Type"] {
 		media, _, _ := strings.Cut(value, ";")
 		for part := range strings.SplitSeq(media, ",") {

@@ -75,10 +75,10 @@ The environment variables; an empty one is not set:
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer,
 	stderr *accesslog.Writer) error {
-	withKeys := map[string]func(args []string, stdout, stderr io.Writer) error{
+	keyCommands := map[string]func(args []string, stdout, stderr io.Writer) error{
 		"keygen": keytool.Keygen, "jwks": keytool.JWKS, "token": keytool.Token}
-	if len(args) > 0 && withKeys[args[0]] != nil {
-		return withKeys[args[0]](args[1:], stdout, stderr)
+	if len(args) > 0 && keyCommands[args[0]] != nil {
+		return keyCommands[args[0]](args[1:], stdout, stderr)
 	}
 	switch strings.Join(args, " ") {
 	case "":
@@ -87,15 +87,16 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 			return err
 		}
 		signal.Ignore(syscall.SIGHUP) // files are read again without it
-		warn(cfg, newLog(cfg, stderr))
-		return serve(ctx, cfg, stderr, func(_ net.Addr, h http.Handler) (http.Handler, error) { return h, nil })
+		log := newLog(cfg, stderr)
+		warn(cfg, log)
+		return serve(ctx, cfg, log, stderr, func(_ net.Addr, h http.Handler) (http.Handler, error) { return h, nil })
 	case "-dev", "--dev":
 		d, err := dev.Start(getenv, stdout, stderr)
 		defer d.Stop()
 		if err != nil {
 			return err
 		}
-		return serve(ctx, d.Config, stderr, d.Wrap)
+		return serve(ctx, d.Config, newLog(d.Config, stderr), stderr, d.Wrap)
 	case "check":
 		return check(getenv, stdout, stderr)
 	case "healthcheck":
@@ -114,7 +115,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 }
 
 // check reads the variables and their files as a start would, and connects to nothing. It prints what would be in force
-// and logs what a start would log of it, or returns an error with a line for each fault.
+// and logs what a start would log of it, or returns an error with a line for each fault. A key set file that cannot be
+// used is a fault; a start would wait for it.
 func check(getenv func(string) string, stdout, stderr io.Writer) error {
 	cfg, err := config.Load(getenv)
 	log := newLog(cfg, stderr)
@@ -141,9 +143,8 @@ var errLogged = errors.New("the log says why")
 
 // serve runs the service until ctx ends, and then until the requests in flight have their answers. wrap is called once
 // the address is open, and returns the handler to serve. The error is errLogged.
-func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
+func serve(ctx context.Context, cfg config.Config, log *slog.Logger, lines *accesslog.Writer,
 	wrap func(net.Addr, http.Handler) (http.Handler, error)) (err error) {
-	log := newLog(cfg, lines)
 	log.Info("settings", slog.GroupAttrs("", cfg.Settings...))
 	redisconn.LogTo(log)
 	defer func() {
@@ -154,7 +155,7 @@ func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 	}()
 	listener, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
-		return fmt.Errorf("listening failed, set ADDR to another address: %w", err)
+		return fmt.Errorf("listening on ADDR: %w", err)
 	}
 	defer listener.Close()
 	s := newServer(cfg, log, lines)
@@ -167,7 +168,7 @@ func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 	if cfg.MetricsAddr != "" {
 		operators, err := net.Listen("tcp", cfg.MetricsAddr)
 		if err != nil {
-			return fmt.Errorf("listening failed, set METRICS_ADDR to another address: %w", err)
+			return fmt.Errorf("listening on METRICS_ADDR: %w", err)
 		}
 		s.readMetrics(lines)
 		operatorServer := newHTTPServer(s.operatorRoutes(), cfg.StoreTimeout, log)
@@ -209,9 +210,9 @@ func serve(ctx context.Context, cfg config.Config, lines *accesslog.Writer,
 	return nil
 }
 
-// runBackground keeps keys, clients and the state of Redis fresh until ctx ends; wait returns when all of it ended. A
-// gateway may send requests as soon as the address is open. ready ends when the keys are there and Redis told its time,
-// or after half a second.
+// runBackground keeps keys, clients and the state of Redis up to date until ctx ends; wait returns when all of it has
+// ended. ready is closed when the keys are loaded and Redis's clock is known, or after half a second, because a gateway
+// may send requests as soon as the address is open.
 func (s *server) runBackground(ctx context.Context, log *slog.Logger) (ready <-chan struct{}, wait func()) {
 	var running sync.WaitGroup
 	running.Go(func() { s.verifier.Run(ctx) })
@@ -261,7 +262,7 @@ func newServer(cfg config.Config, log *slog.Logger, lines io.Writer) *server {
 // readMetrics registers what is read when Prometheus asks.
 func (s *server) readMetrics(lines *accesslog.Writer) {
 	m := s.metrics
-	m.Func("http_requests_in_flight", "Requests for a session in work, their bodies read.",
+	m.Func("http_requests_in_flight", "Requests for a session in flight, their bodies read.",
 		func() float64 { return float64(s.inFlight.InUse()) })
 	m.Func("http_requests_in_flight_limit", "MAX_IN_FLIGHT.", func() float64 { return float64(s.config.MaxInFlight) })
 	m.Func("log_lines_dropped_total", "Log lines that the log's reader did not take.",

@@ -153,7 +153,7 @@ func TestBody(t *testing.T) {
 			`{"x":` + strings.Repeat("[", 64_000), mark, `{"` + mark + `":` + mark, `{"` + mark + `":"\ud800"}`,
 			`{"` + mark + `":` + strings.Repeat(`{"`+mark+`":`, 1000)}},
 		{message: "the body must not begin with a byte order mark", bodies: []string{"\ufeff" + goodBody}},
-		{message: "the body must be valid JSON, and ends too early, at byte offset 21", bodies: []string{
+		{message: "the body must be valid JSON: it ends too early, at byte offset 21", bodies: []string{
 			`{"end_user_id":"eu_1"`, `{"end_user_id":"eu_1 `, `{"end_user_id":   nul`}},
 		{message: "the body must be valid JSON: the error is at byte offset 21", bodies: []string{
 			`{"end_user_id":"eu_1",}`, `{"end_user_id":"eu_1"]`, `{"end_user_id":"eu_1"x`}},

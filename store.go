@@ -117,7 +117,7 @@ func (s *store) put(name string, record []byte, expiresAt int64) error {
 	}
 	ctx, conn := s.deadline(), s.conn.Load()
 	if err := s.write(ctx, conn, newSet(ctx, s.prefix+name, record, expiresAt)); err != nil {
-		return redisconn.Explain(conn.client, err)
+		return redisconn.NamedError(conn.client, err)
 	}
 	if conn != s.conn.Load() { // a failover passed meanwhile, so the OK may be the old primary's
 		return redisconn.ErrFailover

@@ -48,8 +48,8 @@ func TestArguments(t *testing.T) {
 			prints: "\nREDIS_URL must be in go-redis's format for standalone mode: it must not have a # (in a password, " +
 				"write %23 for #, %2F for /, %3F for ? and %25 for %, or use REDIS_PASSWORD_FILE)\nJWKS_URL"},
 		{name: "wrong variables", env: map[string]string{"REDIS_MODE": "single", "SESSION_TTL": "1s"}, code: 1,
-			prints: "\nREDIS_MODE=\"single\" must be standalone, sentinel or cluster\nSESSION_TTL=\"1s\" must be the " +
-				"lifetime of a session, 1m to 168h\nJWKS_URL is required: the key set's URL"},
+			prints: "\nREDIS_MODE=\"single\" must be standalone, sentinel or cluster\nSESSION_TTL=\"1s\" must be a " +
+				"duration from 1m to 168h, such as 30m: the lifetime of a session\nJWKS_URL is required: the key set's URL"},
 		{name: "check", args: []string{"check"}, code: 1, prints: "AUTH_URL is required"},
 		{name: "good check", args: []string{"check"}, env: serviceEnv(t, "127.0.0.1:1"), prints: "SESSION_TTL=30m\n"},
 	} {

@@ -46,8 +46,8 @@ func (t verifiedToken) checkCertificate(header []string) error {
 
 // parseCertificate returns the certificate of a header value: base64 of its DER between colons (RFC 9440, section 2.1)
 // or bare, or PEM that is escaped for URLs, as in nginx's $ssl_client_escaped_cert. Of several PEM certificates it
-// returns the first, which is the client's. A comma belongs to no form, because it joins two values. The caller
-// compares the hash of all of der, so what follows a certificate in it makes it another one.
+// returns the first, which is the client's. A comma belongs to no form, because it joins two values. If bytes follow
+// the certificate, der includes them, so its hash matches no token.
 func parseCertificate(header string) (der []byte, ok bool) {
 	if len(header) > maxCertificateBytes || strings.Contains(header, ",") {
 		return nil, false
@@ -63,5 +63,5 @@ func parseCertificate(header string) (der []byte, ok bool) {
 	encoded, begins := strings.CutPrefix(header, ":")
 	encoded, ends := strings.CutSuffix(encoded, ":")
 	der, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "=")) // RFC 8941, section 4.2.7
-	return der, err == nil && len(der) > 0 && begins == ends
+	return der, err == nil && len(der) > 0 && begins == ends                        // two colons or none
 }

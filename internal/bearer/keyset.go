@@ -268,10 +268,13 @@ func Fits(key jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
 }
 
 // CheckFile reads the key set if JWKSURL is a file, and logs what Run would log of it. The error says why Run would not
-// load the set. It is nil for other URLs, and for a Config that names no URL or no algorithm.
+// load the set. It is nil for other URLs and for no URL. Without Algorithms, a key for any algorithm counts.
 func CheckFile(c Config, log *slog.Logger) error {
-	if c.JWKSURL == nil || c.JWKSURL.Scheme != "file" || len(c.Algorithms) == 0 {
+	if c.JWKSURL == nil || c.JWKSURL.Scheme != "file" {
 		return nil
+	}
+	if len(c.Algorithms) == 0 { // JWT_ALGORITHMS is wrong, which is an error of its own
+		c.Algorithms = Algorithms
 	}
 	k := newKeySet(c, log)
 	document, err := k.fetch(context.Background())

@@ -47,8 +47,8 @@ func (f faults) err() error {
 	return errors.Join(f...)
 }
 
-// parse returns the clients of a file. The error has all faults of a file that is JSON, and the first of another one. A
-// client whose rate has not changed keeps its current quota.
+// parse returns the clients of a file. If data is valid JSON, the error has every fault, otherwise the first syntax
+// error. A client whose rate has not changed keeps its current quota.
 func (f *File) parse(data []byte) (map[string]*Client, error) {
 	err := json.Unmarshal(data, new(jsontext.Value))
 	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok { // its own message may quote the file at length
@@ -147,8 +147,8 @@ func checkURI(uri string) error {
 }
 
 func checkID(id string) error {
-	isForeign := func(c rune) bool { return c < '!' || c > '~' }
-	if len(id) < 1 || len(id) > 64 || strings.ContainsFunc(id, isForeign) {
+	unprintable := func(c rune) bool { return c < '!' || c > '~' }
+	if len(id) < 1 || len(id) > 64 || strings.ContainsFunc(id, unprintable) {
 		return errors.New("must be 1 to 64 bytes of printable ASCII without space")
 	}
 	return nil

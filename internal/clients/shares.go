@@ -2,7 +2,7 @@ package clients
 
 import "sync"
 
-// Shares limits the requests in work, in all and by client. One client may hold at most three quarters of the places,
+// Shares limits the requests in flight, in all and by client. One client may hold at most three quarters of the places,
 // so it cannot crowd out the others. Shares is safe for concurrent use.
 type Shares struct {
 	max          int

@@ -37,7 +37,7 @@ type Config struct {
 	Clients          *clients.File     // what each client may do; nil if every client may do everything
 	TrustedProxies   []netip.Prefix    // proxies whose X-Forwarded-For is believed
 	StoreTimeout     time.Duration     // limit for all Redis work of one request
-	MaxInFlight      int               // requests in work at once
+	MaxInFlight      int               // requests in flight at once
 	DrainDelay       time.Duration     // between the shutdown signal and the end of serving
 	ShutdownGrace    time.Duration     // for requests in flight, after DrainDelay
 	MetricsAddr      string            // listen address for metrics; "" if there is none
@@ -101,7 +101,7 @@ func read[T any](r *reader, name, fallback, help string, parse func(string) (T, 
 	return value
 }
 
-// reject adds a problem, with the variable's value unless that may be a secret, also by mistake.
+// reject adds a problem. It quotes the value unless that is a secret, or may be one by mistake.
 func (r *reader) reject(name, rule string) {
 	value := r.getenv(name)
 	secrets := []string{"REDIS_URL", "REDIS_PASSWORD_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"}
@@ -122,10 +122,10 @@ func (r *reader) config() Config {
 			parseAuthURL),
 		Redis: r.redis(),
 		WaitReplicas: read(r, "REDIS_WAIT_REPLICAS", "0",
-			"the number of replicas, 0 to 100, that must confirm each session within STORE_TIMEOUT (else 503)",
+			"0 to 100, the number of replicas that must confirm each session within STORE_TIMEOUT (else 503)",
 			within(0, 100, strconv.Atoi)),
 		KeyPrefix: read(r, "KEY_PREFIX", "auth_session:", "the prefix of every key in Redis", anyText),
-		SessionTTL: read(r, "SESSION_TTL", "30m", "the lifetime of a session, 1m to 168h",
+		SessionTTL: read(r, "SESSION_TTL", "30m", "a duration from 1m to 168h, such as 30m: the lifetime of a session",
 			within(time.Minute, maxTTL, time.ParseDuration)),
 		SealRecords: read(r, "SEAL_RECORDS", "false",
 			"true or false: encrypt each record by a key that only its session's sess_id gives",
@@ -136,15 +136,15 @@ func (r *reader) config() Config {
 			Issuer:   read(r, "JWT_ISSUER", "", "the iss that a token must have (if not set, any)", anyText),
 			Audience: read(r, "JWT_AUDIENCE", "", "a member that a token's aud must have (if not set, any)", anyText),
 			Algorithms: read(r, "JWT_ALGORITHMS", "RS256,PS256,ES256,EdDSA",
-				"comma-separated: EdDSA or Ed25519, RS, PS and ES with 256, 384 or 512", listOf(bearer.ParseAlgorithm)),
+				"a comma-separated list of EdDSA (or Ed25519) and RS, PS or ES with 256, 384 or 512", listOf(bearer.ParseAlgorithm)),
 			ClientClaims: read(r, "JWT_CLIENT_CLAIM", "client_id,azp,sub",
 				"comma-separated claims, of which the first that a token has names the client", listOf(nonEmpty)),
 			ScopeClaims: read(r, "JWT_SCOPE_CLAIM", "scope,scp",
 				"comma-separated claims that may hold the scope, such as roles", listOf(nonEmpty)),
-			MaxLifetime: read(r, "JWT_MAX_LIFETIME", "24h", "the maximum time left until a token's exp, 1s to 87600h",
+			MaxLifetime: read(r, "JWT_MAX_LIFETIME", "24h", "a duration from 1s to 87600h: the maximum time left until a token's exp",
 				within(time.Second, 10*365*24*time.Hour, time.ParseDuration)),
 			RequireATJWT: read(r, "JWT_TYP", "",
-				"at+jwt: accept only tokens of that type, RFC 9068 (if not set, also JWT and no type)",
+				"at+jwt, to accept only tokens of that type, RFC 9068 (if not set, also JWT and no type)",
 				oneOf("", "at+jwt")) != "",
 		},
 		ClientCertHeader: read(r, "CLIENT_CERT_HEADER", "",
@@ -154,13 +154,13 @@ func (r *reader) config() Config {
 			"comma-separated CIDRs, like 10.0.0.0/8 or fd00::/8, of proxies whose X-Forwarded-For the log believes",
 			listOf(parsePrefix)),
 		StoreTimeout: read(r, "STORE_TIMEOUT", "1s",
-			"the limit for all Redis work of a request, 1ms to 1m, at most half of SESSION_TTL",
+			"a duration from 1ms to 1m, at most half of SESSION_TTL: the limit for all Redis work of a request",
 			within(time.Millisecond, time.Minute, time.ParseDuration)),
-		MaxInFlight: read(r, "MAX_IN_FLIGHT", "2048", "the limit of requests in work, 1 to 1000000 (above it 503)",
+		MaxInFlight: read(r, "MAX_IN_FLIGHT", "2048", "1 to 1000000, the limit of requests in flight (above it 503)",
 			within(1, 1_000_000, strconv.Atoi)),
-		DrainDelay: read(r, "DRAIN_DELAY", "0s", "the time of serving while not ready, after SIGTERM, 0s to 1h",
+		DrainDelay: read(r, "DRAIN_DELAY", "0s", "a duration from 0s to 1h: how long to serve while not ready, after SIGTERM",
 			within(0, time.Hour, time.ParseDuration)),
-		ShutdownGrace: read(r, "SHUTDOWN_GRACE", "10s", "the time for requests in flight, after DRAIN_DELAY, 0s to 1h",
+		ShutdownGrace: read(r, "SHUTDOWN_GRACE", "10s", "a duration from 0s to 1h: the time for requests in flight, after DRAIN_DELAY",
 			within(0, time.Hour, time.ParseDuration)),
 		MetricsAddr: read(r, "METRICS_ADDR", "", "host:port or :port for /metrics (if not set, none)", parseAddress),
 		LogLevel:    read(r, "LOG_LEVEL", "info", "debug, info, warn or error", parseLevel),

@@ -186,7 +186,7 @@ func TestLoadRejects(t *testing.T) {
 			secret: true},
 		{name: "REDIS_WAIT_REPLICAS", valid: []string{"", "0", "100"}, invalid: []string{"-1", "101", "x"}},
 		{name: "SESSION_TTL", valid: []string{"", "1m", "168h", "90s"}, invalid: []string{"59s", "168h1s", "30", "-1h", "1d"},
-			wantError: "must be the lifetime of a session, 1m to 168h"},
+			wantError: "must be a duration from 1m to 168h, such as 30m: the lifetime of a session"},
 		{name: "SEAL_RECORDS", valid: []string{"", "true", "false"}, invalid: []string{"1", "TRUE", "yes"}},
 		{name: "JWKS_URL", valid: []string{"https://h/x", "http://localhost:1/x", "http://127.0.0.1/x", "http://[::1]/x",
 			"file:///etc/jwks.json"}, invalid: []string{"http://h/x", "jwks.json", "file://jwks.json", "file:jwks.json",

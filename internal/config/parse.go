@@ -118,7 +118,7 @@ func isHTTPSOrLoopback(u *url.URL) bool {
 	return u.Hostname() != "" && (u.Scheme == "https" || u.Scheme == "http" && loopback)
 }
 
-// withoutSecrets returns the text of a variable, of a URL without userinfo and query.
+// withoutSecrets returns text; if the variable is a URL, without its userinfo and query.
 func withoutSecrets(name, text string) string {
 	if !strings.HasSuffix(name, "_URL") {
 		return text

@@ -83,7 +83,7 @@ func (s *sandbox) decide(w http.ResponseWriter, r *http.Request) {
 	secret, host, action := r.PostFormValue("sess_id"), r.PostFormValue("host"), r.PostFormValue("action")
 	browser, err := r.Cookie(cookieName)
 	if err != nil || !hmac.Equal([]byte(r.PostFormValue("token")), []byte(s.formToken(secret, browser.Value))) ||
-		action != "approve" && (problems[action].code == "" || !strings.HasPrefix(action, "CONSENT_")) {
+		action != "approve" && (errorTypes[action].code == "" || !strings.HasPrefix(action, "CONSENT_")) {
 		writePage(w, http.StatusForbidden, map[string]string{"title": "Nothing was decided", "back": "/",
 			"text": "This form is not from this page in this browser, or the browser keeps no cookies. Open the link again."})
 		return
@@ -94,7 +94,8 @@ func (s *sandbox) decide(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.log.Info("sandbox decision", "action", action, "session", rec.ID)
-	outcome, text, location, message := "no consent: "+action, problems[action].description, "", ""
+	var location, message string
+	outcome, text := "no consent: "+action, errorTypes[action].description
 	if action == "approve" {
 		id := cmp.Or(rec.ArrangementID, rand.Text()) // a renewed consent keeps its ID
 		outcome, text = "approved", "The consent is "+id+"."
@@ -118,8 +119,8 @@ func (s *sandbox) decide(w http.ResponseWriter, r *http.Request) {
 		"message": message, "host": host, "next": location, "back": "/"})
 }
 
-// load reads the record of a session by GET or GETDEL. It goes on if the browser disconnects, because the end user has
-// decided. The error is redis.Nil if there is no record.
+// load reads the record of a session by GET or GETDEL. It does not use the request's context, because a GETDEL must not
+// end when the browser disconnects. The error is redis.Nil if there is no record.
 func (s *sandbox) load(command func(context.Context, string) *redis.StringCmd, secret string) (rec record, err error) {
 	hash := sha256.Sum256([]byte(secret))
 	value, err := command(context.Background(), s.keyPrefix+hex.EncodeToString(hash[:])).Bytes()
@@ -155,7 +156,7 @@ func (s *sandbox) fail(w http.ResponseWriter, err error, status int, host string
 	}
 	_, message := s.failure(id, kind)
 	writePage(w, status, map[string]string{"title": "This link does not work", "back": "/",
-		"text": problems[kind].description + " " + advice, "message": message, "host": host})
+		"text": errorTypes[kind].description + " " + advice, "message": message, "host": host})
 }
 
 // formToken proves that a form comes from the page that show made for this session and this browser, which its cookie

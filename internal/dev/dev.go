@@ -89,7 +89,7 @@ func Start(getenv func(string) string, stdout, stderr io.Writer) (*Dev, error) {
 // makeKey makes the key, writes its key set to w, the file that JWKS_URL names, and starts the verifier.
 func (d *Dev) makeKey(w io.Writer) (err error) {
 	algorithms := d.Config.Tokens.Algorithms
-	if d.key, err = keytool.Generate(algorithms[len(algorithms)-1]); err != nil {
+	if d.key, err = keytool.Generate(algorithms[len(algorithms)-1]); err != nil { // EdDSA by default, made at once
 		return err
 	}
 	d.keyFrom = d.keepKey()
@@ -139,7 +139,7 @@ Key: %s
 The log follows on stderr, as JSON.
 
 `, api, d.redis, d.keyFrom, curl(api+"/auth/session", token, body))
-	return d.platform(d.explain(service)), err
+	return d.platform(d.explainErrors(service)), err
 }
 
 // issue returns a token of client that the service accepts for lifetime, or for JWT_MAX_LIFETIME if that is shorter.
@@ -147,7 +147,7 @@ func (d *Dev) issue(client string, lifetime time.Duration) (string, error) {
 	c := d.Config.Tokens
 	claims := map[string]string{c.ScopeClaims[0]: bearer.Scope, "iss": c.Issuer, "aud": c.Audience}
 	name := c.ClientClaims[0]
-	claims[name] = cmp.Or(claims[name], client)
+	claims[name] = cmp.Or(claims[name], client) // JWT_CLIENT_CLAIM may begin with iss or aud
 	return d.key.Issue(min(lifetime, c.MaxLifetime), claims)
 }
 

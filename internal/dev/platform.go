@@ -152,10 +152,10 @@ func (d *Dev) checkToken(h http.Header) (challenge string, err error) {
 	return challenge, err
 }
 
-// explain returns service with answers for developers: a 401 says why, a 404 names paths of the platform, and sessions
+// explainErrors returns service with answers for developers: a 401 says why, a 404 names paths of the platform, and sessions
 // of some end users are errors. The service answers first, so that its checks, headers and log are as in production.
 // The session behind such an error exists, as it may after a real one, and expires unused.
-func (d *Dev) explain(service http.Handler) http.Handler {
+func (d *Dev) explainErrors(service http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := &explainer{ResponseWriter: w, dev: d, request: r}
 		r.Body = io.NopCloser(io.TeeReader(r.Body, &e.body)) // net/http closes the body
@@ -183,15 +183,15 @@ func (e *explainer) WriteHeader(status int) {
 	case http.StatusNotFound:
 		path := strings.TrimPrefix(e.request.URL.EscapedPath(), "/v1")
 		first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-		platforms := []string{"banking", "consent", "consents", "end-users", "energy", "institutions", "oauth", "webhooks"}
-		if slices.Contains(platforms, first) {
+		platformPaths := []string{"banking", "consent", "consents", "end-users", "energy", "institutions", "oauth", "webhooks"}
+		if slices.Contains(platformPaths, first) {
 			e.reason = "it is one of the platform's, and -dev does not stand in for it"
 		}
 	}
 	e.ResponseWriter.WriteHeader(status)
 }
 
-// Write gets whole answers.
+// Write is called once for each answer, with its whole body.
 func (e *explainer) Write(answer []byte) (int, error) {
 	var session struct {
 		EndUserID string `json:"end_user_id"`

@@ -40,7 +40,7 @@ type sandbox struct {
 
 	mu      sync.Mutex
 	flows   []flow              // the last sessions, the newest first
-	created []map[string]string // the values of the last pages of the form, the newest first
+	created []map[string]string // the values of the pages that create made, the newest first
 }
 
 const maxFlows = 20 // sessions that the front page lists, and pages of its form that can be reloaded
@@ -64,7 +64,7 @@ func (s *sandbox) routes() http.Handler {
 	mux.HandleFunc("GET /sessions/{id}", s.showCreated)
 	mux.HandleFunc("GET /callback", s.callback) // this URI and the next are exampleBody's
 	mux.HandleFunc("GET /callback/cancelled", s.callback)
-	mux.HandleFunc("GET /errors/{type}", explain)
+	mux.HandleFunc("GET /errors/{type}", showErrorType)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := (&url.URL{Host: r.Host}).Hostname()
 		address, _ := netip.ParseAddr(host) // no loopback address if it is none
@@ -120,7 +120,7 @@ func (s *sandbox) observe(answer []byte) {
 	}
 }
 
-// note lists f in place of what was listed of its session, or first.
+// note adds f at the front of the list, or in place of its session's entry.
 func (s *sandbox) note(f flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

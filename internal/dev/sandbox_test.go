@@ -85,10 +85,10 @@ func TestConsentPage(t *testing.T) {
 			want: []string{"<dd>acme</dd>", "<dd>&lt;i&gt;&#34;&amp;&#39;$title</dd>", "<dd>&lt;b&gt;${client}</dd>",
 				"<dd>accounts, &lt;u&gt;balances</dd>", "<dd>arr_&lt;s&gt;</dd>", "Sandbox.", `value="approve"`,
 				`value="CONSENT_ENDUSER_DENIED"`}},
-		{name: "nothing given", want: []string{"<dd>all that the app may ask for</dd>", ">29 min 5"}},
+		{name: "nothing given", want: []string{"<dd>all that the app may ask for</dd>", ">29 min "}},
 		{name: "no permissions", members: map[string]any{"permissions": []string{}}, want: []string{"<dd>nothing</dd>"}},
 		{name: "days", members: map[string]any{"expires_at": expires.Unix()},
-			want: []string{">119 h 29 min 5", expires.UTC().Format("2 January, 15:04:05 UTC")}},
+			want: []string{">119 h 29 min ", expires.UTC().Format("2 January, 15:04:05 UTC")}},
 	} {
 		secret, _ := d.session(t, test.members)
 		d.get(t, "/?sess_id="+secret)
@@ -314,7 +314,7 @@ func TestFrontPage(t *testing.T) {
 		t.Errorf("after a reload, the list has %v and Redis %d sessions, want 1", rows, d.count(t))
 	}
 	row := strings.Join(d.rows(t)[0], "|")
-	const want = `^waits for its end user\|\w{26}\|acme for eu_2yRHN2ag2y4p8kCtm5DOeccZEXB\|29 min 5\d s left$`
+	const want = `^waits for its end user\|\w{26}\|acme for eu_2yRHN2ag2y4p8kCtm5DOeccZEXB\|29 min \d+ s left$`
 	if !regexp.MustCompile(want).MatchString(row) {
 		t.Errorf("the list has %q, want %s", row, want)
 	}

@@ -89,7 +89,7 @@ func JWKS(args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		others := set
+		others := set // the keys of the files before this one
 		for _, key := range keys {
 			if len(others.Key(key.KeyID)) > 0 {
 				return fmt.Errorf("%s holds a key that another file has too", file)

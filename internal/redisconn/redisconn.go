@@ -212,7 +212,7 @@ func (o Options) dialPrimary(timeout time.Duration) func(context.Context, string
 func EachPrimary(ctx context.Context, client redis.UniversalClient,
 	f func(context.Context, *redis.Client) error) error {
 	if cluster, ok := client.(*redis.ClusterClient); ok {
-		return Explain(client, cluster.ForEachMaster(ctx, f))
+		return NamedError(client, cluster.ForEachMaster(ctx, f))
 	}
 	return f(ctx, client.(*redis.Client))
 }
@@ -220,8 +220,9 @@ func EachPrimary(ctx context.Context, client redis.UniversalClient,
 // ErrNoAddresses means that a cluster announces no addresses to dial.
 var ErrNoAddresses = errors.New("the cluster's cluster-preferred-endpoint-type unknown-endpoint is not supported")
 
-// Explain returns ErrNoAddresses for go-redis's error about such a cluster, which is redis.Nil, and err otherwise.
-func Explain(client redis.UniversalClient, err error) error {
+// NamedError returns ErrNoAddresses for redis.Nil from a cluster's client, because go-redis returns that if the cluster
+// announces no addresses. It returns any other error unchanged.
+func NamedError(client redis.UniversalClient, err error) error {
 	if _, ok := client.(*redis.ClusterClient); ok && errors.Is(err, redis.Nil) {
 		return ErrNoAddresses
 	}

@@ -98,7 +98,7 @@ func reason(data []byte, err error) error {
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		return errNameTwice
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("must be valid JSON, and ends too early, at byte offset %d", len(data))
+		return fmt.Errorf("must be valid JSON: it ends too early, at byte offset %d", len(data))
 	case bytes.HasPrefix(data[syntax.ByteOffset:], []byte(`\u`)):
 		return fmt.Errorf(`must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`, syntax.ByteOffset)
 	}

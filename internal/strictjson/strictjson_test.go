@@ -18,7 +18,7 @@ const (
 	notObject  = "must be one JSON object"
 	badSyntax  = "must be valid JSON: the error is at byte offset %d"
 	badEscape  = `must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`
-	cutOff     = "must be valid JSON, and ends too early, at byte offset %d"
+	cutOff     = "must be valid JSON: it ends too early, at byte offset %d"
 	more       = "must have nothing after its object, which ends at byte offset %d"
 	nameTwice  = "must not give a member name twice in one object"
 	tooDeep    = "must not nest deeper than 1000 levels"

@@ -6,9 +6,9 @@ import (
 	"net/url"
 )
 
-// problems has the error types of docs/consent-page.md. code is the error that goes with the type (RFC 6749, section
+// errorTypes has the error types of docs/consent-page.md. code is the error that goes with the type (RFC 6749, section
 // 4.1.2.1), and description the error_description. The template says what an app should do.
-var problems = map[string]struct{ code, description string }{
+var errorTypes = map[string]struct{ code, description string }{
 	"CONSENT_ENDUSER_DENIED":            {"access_denied", "The end user cancelled."},
 	"CONSENT_ENDUSER_INELIGIBLE":        {"server_error", "The bank says that this end user cannot share."},
 	"CONSENT_OTP_FAILURE":               {"server_error", "The bank's one-time password failed."},
@@ -19,9 +19,9 @@ var problems = map[string]struct{ code, description string }{
 }
 
 // failure says why there is no consent: as OAuth's parameters for a URI's query, and as a message of the reference
-// platform's browser SDK. kind is a key of problems. id is also in the log.
+// platform's browser SDK. kind is a key of errorTypes. id is also in the log.
 func (s *sandbox) failure(id, kind string) (query, message string) {
-	p, uri := problems[kind], s.url+"errors/"+kind
+	p, uri := errorTypes[kind], s.url+"errors/"+kind
 	values := url.Values{
 		"error": {p.code}, "error_type": {kind}, "error_id": {id}, "error_description": {p.description}, "error_uri": {uri},
 	}
@@ -31,10 +31,10 @@ func (s *sandbox) failure(id, kind string) (query, message string) {
 	})
 }
 
-// explain is GET /errors/{type}, the error_uri of a failure.
-func explain(w http.ResponseWriter, r *http.Request) {
+// showErrorType is GET /errors/{type}, the error_uri of a failure.
+func showErrorType(w http.ResponseWriter, r *http.Request) {
 	kind := r.PathValue("type")
-	p, known := problems[kind]
+	p, known := errorTypes[kind]
 	if !known {
 		http.NotFound(w, r)
 		return
@@ -51,7 +51,7 @@ func (s *sandbox) callback(w http.ResponseWriter, r *http.Request) {
 	kind, uri := query.Get("error_type"), query.Get("error_uri")
 	if query.Get("error") != "" {
 		values["title"], values["unexplained"] = "Back at the app: no consent", uri
-		if p, known := problems[kind]; known && uri == s.url+"errors/"+kind {
+		if p, known := errorTypes[kind]; known && uri == s.url+"errors/"+kind {
 			values["text"], values[kind], values["explained"], values["unexplained"] = p.description, "shown", uri, ""
 		}
 	} else if query.Has("consent_id") {
