@@ -257,21 +257,23 @@ func (s *server) authenticate(r *http.Request) (token bearer.Token, err error) {
 }
 
 // checkMediaType accepts JSON, which is also the type of a body without one. Some callers send the same type twice: in
-// two headers or, where a proxy joined those, in one. Parameters, after a semicolon, are not read.
+// two headers or, where a proxy joined those, in one. A part without a slash belongs to a quoted parameter.
 func checkMediaType(h http.Header) error {
 	const wanted = "application/json"
 	given := make([]string, 0, 2) // which needs no heap
 	for _, value := range h["Content-Type"] {
-		media, _, _ := strings.Cut(value, ";")
-		for part := range strings.SplitSeq(media, ",") {
-			given = append(given, strings.ToLower(strings.Trim(part, " \t")))
+		for part := range strings.SplitSeq(value, ",") {
+			media, _, _ := strings.Cut(part, ";")
+			if strings.Contains(media, "/") {
+				given = append(given, strings.ToLower(strings.Trim(media, " \t")))
+			}
 		}
 	}
 	given = slices.Compact(given)
 	if len(given) > 1 {
 		return unsupportedMediaType("there must be one Content-Type, which is application/json")
 	}
-	if h.Get("Content-Type") != "" && given[0] != wanted {
+	if strings.Join(h["Content-Type"], "") != "" && !slices.Contains(given, wanted) {
 		return unsupportedMediaType("send Content-Type: application/json " +
 			"(curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}

@@ -809,12 +809,13 @@ func TestMediaType(t *testing.T) {
 		{encodings: [][]string{{"identity"}, {"Identity"}}, types: [][]string{
 			nil, {asJSON}, {asJSON + "; charset=utf-8"}, {asJSON + "; charset=UTF-8"}, {asJSON + `;charset="utf-8"`},
 			{"Application/JSON ; Charset=Utf-8"}, {asJSON + "; profile=x; version=2"}, {asJSON + `; x="a, b"`},
-			{asJSON, asJSON}, {asJSON, "Application/Json; charset=utf-8", asJSON}, {asJSON + ", " + asJSON}}},
+			{asJSON, asJSON}, {asJSON, "Application/Json; charset=utf-8", asJSON}, {asJSON + ", " + asJSON}, {"", asJSON}}},
 		{says: send, types: [][]string{
 			{"application/x-www-form-urlencoded"}, {"application/vnd.api+json"}, {"application/*"}, {"*/*"}, {"text/json"},
 			{"text/" + mark}, {"application/jsonp"}, {"application"}, {"text/plain; application/json"},
 			{"application/jſon"}, {"; charset=utf-8"}, {"text/plain", "text/plain"}}},
-		{says: one, types: [][]string{{"application/json, text/plain"}, {"text/plain", asJSON}, {asJSON, "text/plain"}}},
+		{says: one, types: [][]string{{"application/json, text/plain"}, {"text/plain", asJSON}, {asJSON, "text/plain"},
+			{asJSON + "; charset=utf-8, text/plain"}}},
 		{says: "Content-Encoding",
 			encodings: [][]string{{"gzip"}, {"deflate"}, {"br"}, {"İdentity"}, {"identity, gzip"}, {"identity", "gzip"}}},
 	} {

@@ -327,11 +327,11 @@ func warn(cfg config.Config, log *slog.Logger) {
 
 // healthcheck asks the service that listens on ADDR for path. The error says why the answer is not 200.
 func healthcheck(getenv func(string) string, path string) error {
-	cfg, _ := config.Load(getenv) // only ADDR and STORE_TIMEOUT are needed
-	host, port, err := net.SplitHostPort(cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("reading ADDR: %w", err)
+	cfg, err := config.Load(getenv)
+	if cfg.Addr == "" || cfg.StoreTimeout == 0 { // only these are needed
+		return err
 	}
+	host, port, _ := net.SplitHostPort(cfg.Addr)
 	if host == "" || host == "0.0.0.0" || host == "::" {
 		host = "localhost"
 	}

@@ -303,7 +303,7 @@ func (s *store) askPrimary(ctx context.Context, client redis.UniversalClient, no
 	} else {
 		_ = node.Process(ctx, clock)
 	}
-	if theirs, clockErr := clock.Result(); clockErr != nil {
+	if theirs, clockErr := clock.Result(); clockErr != nil || theirs.IsZero() { // go-redis does not give it AUTH's error
 		skew, err = s.clockSkew(), cmp.Or(err, clockErr)
 	} else if behind := asked.Sub(theirs); behind > 0 {
 		skew = -behind

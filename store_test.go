@@ -165,6 +165,10 @@ func TestStoreRefused(t *testing.T) {
 			putErr, checkErr := s.put("x", []byte("x"), inAnHour()), s.check()
 			wantError(t, "put", putErr, tt.wantPut)
 			wantError(t, "check", checkErr, tt.wantCheck)
+			wantError(t, "put after check", s.put("x", []byte("x"), inAnHour()), tt.wantPut)
+			if skew := s.clockSkew(); skew.Abs() > time.Second {
+				t.Errorf("clockSkew() = %s, want about 0", skew)
+			}
 			if text := fmt.Sprint(putErr, checkErr); strings.Contains(text, "-pw") ||
 				timedOut(putErr) || timedOut(checkErr) {
 				t.Errorf("%s: it holds the password, or counts as a timeout", text)

@@ -261,7 +261,7 @@ func TestVerifierVerifyJSON(t *testing.T) {
 				good + good, good + "}"},
 			fmt.Sprintf("%s must be valid JSON: the error is at byte offset %d", part, len(good)+4): {more(`,"x":NaN`)},
 			part + " must not begin with a byte order mark":                                         {"\ufeff" + good},
-			part + " must be UTF-8": {more(",\"x\":\"\xff\"")},
+			fmt.Sprintf("%s must be UTF-8: the error is at byte offset %d", part, len(good)+5):      {more(",\"x\":\"\xff\"")},
 			part + nameTwice: {
 				`{"alg":"none","scope":"x",` + good[1:], more(`,"alg":"none","scope":"x"`), more(`,"x":1,"x":1`),
 				more(`,"x":[{"a":1,"\u0061":1}]`),

@@ -190,7 +190,7 @@ func TestLoadRejects(t *testing.T) {
 		{name: "SEAL_RECORDS", valid: []string{"", "true", "false"}, invalid: []string{"1", "TRUE", "yes"}},
 		{name: "JWKS_URL", valid: []string{"https://h/x", "http://localhost:1/x", "http://127.0.0.1/x", "http://[::1]/x",
 			"file:///etc/jwks.json"}, invalid: []string{"http://h/x", "jwks.json", "file://jwks.json", "file:jwks.json",
-			"ftp://h/x", "https://"}},
+			"ftp://h/x", "https://", "https://u:5#p@h/x", "https://u:5/p@h/x"}},
 		{name: "JWKS_URL", invalid: []string{""}, wantError: "is required: the key set's URL"},
 		{name: "JWT_ALGORITHMS", valid: []string{"RS256", "PS256,PS384,PS512,ES256,ES384,ES512,EdDSA", "EdDSA,Ed25519"},
 			invalid: []string{"HS256", "none", "RS256,none", "rs256", "A", "RS256,,ES256", "ed25519", "Ed448"}},

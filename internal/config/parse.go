@@ -108,7 +108,8 @@ func parseJWKSURL(text string) (*url.URL, bool) {
 		return nil, false
 	}
 	isFile := u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/") && !strings.ContainsAny(text, "?#")
-	return u, isFile || isHTTPSOrLoopback(u)
+	misread := strings.Contains(text, "#") || strings.Contains(u.Path, "@") // a password with raw characters
+	return u, isFile || isHTTPSOrLoopback(u) && !misread
 }
 
 // isHTTPSOrLoopback reports whether u has a host and is https, or http to a loopback host.
@@ -127,6 +128,5 @@ func withoutSecrets(name, text string) string {
 	if err != nil {
 		return ""
 	}
-	u.User, u.RawQuery, u.ForceQuery = nil, "", false
-	return u.String()
+	return u.Scheme + "://" + u.Host + u.Path
 }

@@ -123,13 +123,13 @@ func Read(file string, alg jose.SignatureAlgorithm) (Key, error) {
 // readKeys returns the keys in a PEM file, private or public, at least one. Each has a kid and no alg. The error names
 // the file, the block that has no usable key, and the reason.
 func readKeys(file string) (keys []jose.JSONWebKey, err error) {
-	const begin = "\n-----BEGIN "
+	const begin = "-----BEGIN "
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	for i, text := range strings.Split("\n"+string(data), begin)[1:] {
-		block, _ := pem.Decode([]byte(begin + text)) // block by block, because Decode passes over damaged ones
+	for i, text := range strings.Split(string(data), begin)[1:] {
+		block, _ := pem.Decode([]byte(begin + text + "\n")) // block by block, because Decode passes over damaged ones
 		block = cmp.Or(block, &pem.Block{Type: "damaged"})
 		if block.Type == "EC PARAMETERS" { // may precede a key
 			continue

@@ -247,6 +247,21 @@ func TestJWKS(t *testing.T) {
 			t.Errorf("JWKS prints %q, %v, want only an error with %q", &stdout, err, want)
 		}
 	}
+	for name, change := range map[string]func(string) string{
+		"CRLF":              func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") },
+		"a byte order mark": func(s string) string { return "\ufeff" + s },
+		"spaces in front":   func(s string) string { return strings.ReplaceAll(s, "-----BEGIN", "  -----BEGIN") },
+		"no line ends":      func(s string) string { return strings.ReplaceAll(s, "-----\n-----", "----------") },
+	} {
+		file := writePEM(t, sec1, pkcs8)
+		want := mustPrint(t, keytool.JWKS, file)
+		text, err := os.ReadFile(file)
+		testkit.Must(t, err)
+		testkit.Must(t, os.WriteFile(file, []byte(change(string(text))), 0o600))
+		if got := mustPrint(t, keytool.JWKS, file); got != want {
+			t.Errorf("JWKS of a file with %s prints %s, want %s", name, got, want)
+		}
+	}
 	damaged := writePEM(t, sec1)
 	text, err := os.ReadFile(damaged)
 	testkit.Must(t, err)
@@ -259,7 +274,7 @@ func TestJWKS(t *testing.T) {
 	}{
 		{name: "no file", want: "needs the files of keys"},
 		{name: "no such file", files: []string{made, made + ".none"}, want: "open " + made + ".none: "},
-		{name: "no PEM", files: []string{made, "keytool_test.go"}, want: "keytool_test.go has no key in PEM"},
+		{name: "no PEM", files: []string{made, "keytool.go"}, want: "keytool.go has no key in PEM"},
 		{name: "damaged block", files: []string{made, damaged}, want: "in PEM block 1 (damaged): it is not readable"},
 		{name: "same file twice", files: []string{made, made}, want: "a key that another file has"},
 		{name: "same key twice", files: []string{rsaPrivate, rsaPublic}, want: "a key that another file has"},
@@ -347,7 +362,7 @@ func TestTokenFails(t *testing.T) {
 		{name: "no -key", args: []string{"-client", "acme"}, want: "-key is required"},
 		{name: "no -client", args: []string{"-key", ec}, want: "-client is required"},
 		{name: "no such file", args: with(ec + ".none"), want: "reading -key: open " + ec + ".none: "},
-		{name: "no PEM", args: with("keytool_test.go"), want: "reading -key: keytool_test.go has no key in PEM"},
+		{name: "no PEM", args: with("keytool.go"), want: "reading -key: keytool.go has no key in PEM"},
 		{name: "public key", args: with(public), want: public + notOne},
 		{name: "two private keys", args: with(two), want: two + notOne},
 		{name: "broken key", args: with(broken), want: broken + noKey},

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
@@ -66,15 +67,18 @@ type Access struct {
 	ServerName   string         // the name in Redis's certificates; "": the URL's host, or each node's own name
 }
 
-const advice = " (in a password, write %23 for #, %2F for /, %3F for ? and %25 for %, or use REDIS_PASSWORD_FILE)"
+const advice = " (in a password, percent-encode all but letters and digits, # as %23, or use REDIS_PASSWORD_FILE)"
 
-var errUnfit = errors.New("its scheme, host, path or query does not fit" + advice)
+var (
+	errFragment = errors.New("it must not have a #" + advice)
+	errUnfit    = errors.New("its scheme, host, path or query does not fit" + advice)
+)
 
 // Parse reads a URL in go-redis's format for the mode. The TLS members of a need a rediss URL. An error quotes nothing
 // of the URL, because go-redis's own errors may quote the end of a password.
 func Parse(mode, rawURL string, a Access) (o Options, err error) {
-	if strings.Contains(rawURL, "#") { // go-redis drops a fragment, and would dial the password before it
-		return o, errors.New("it must not have a #" + advice)
+	if err := checkURL(rawURL); err != nil {
+		return o, err
 	}
 	var poolSize int
 	switch mode {
@@ -92,9 +96,6 @@ func Parse(mode, rawURL string, a Access) (o Options, err error) {
 			}
 		}
 	case Cluster:
-		if u, _ := url.Parse(rawURL); u != nil && strings.Contains(u.Path, "@") { // go-redis drops a cluster's path
-			return o, errUnfit
-		}
 		if o.cluster, err = redis.ParseClusterURL(rawURL); err == nil {
 			o.cluster.CredentialsProviderContext = a.credentials(o.cluster.Username)
 			o.tls, poolSize = o.cluster.TLSConfig, o.cluster.PoolSize
@@ -112,6 +113,23 @@ func Parse(mode, rawURL string, a Access) (o Options, err error) {
 		return o, fmt.Errorf("pool_size must be at most %d", maxPool)
 	}
 	return o, o.configureTLS(mode, a)
+}
+
+// checkURL rejects what go-redis drops without an error: a fragment, an opaque part, the host of a unix URL, and what it
+// cannot decode in a query. If a password has raw characters, the URL's host may be the password's first part, and the @
+// after it is in the path. In a query, + means a space, which no password is likely to have.
+func checkURL(rawURL string) error {
+	if strings.Contains(rawURL, "#") {
+		return errFragment
+	}
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Opaque != "" || u.Host != "" && (u.Scheme == "unix" || strings.Contains(u.Path, "@")) {
+		return errUnfit
+	}
+	if _, err := url.ParseQuery(u.RawQuery); err != nil || strings.Contains(u.RawQuery, "+") {
+		return errUnfit
+	}
+	return nil
 }
 
 func (o Options) configureTLS(mode string, a Access) error {
@@ -147,8 +165,8 @@ func (a Access) credentials(user string) func(context.Context) (string, string, 
 }
 
 // ReadPassword returns the content of file without a line feed at its end. It rejects an empty file, a byte order mark,
-// and other white space around the password. An error does not name the file, because REDIS_PASSWORD_FILE may have the
-// password itself by mistake.
+// control characters (UTF-16 has NUL), and other white space around the password. An error does not name the file,
+// because REDIS_PASSWORD_FILE may have the password itself by mistake.
 func ReadPassword(file string) (string, error) {
 	data, err := os.ReadFile(file)
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
@@ -158,8 +176,9 @@ func ReadPassword(file string) (string, error) {
 	switch {
 	case password == "":
 		return "", errors.New("the password file is empty")
-	case strings.TrimSpace(strings.Trim(password, "\ufeff")) != password:
-		return "", errors.New("the password file has a byte order mark or outer white space, not just a final line feed")
+	case strings.TrimSpace(strings.Trim(password, "\ufeff")) != password || strings.ContainsFunc(password, unicode.IsControl):
+		return "", errors.New("the password file has a byte order mark, control characters or outer white space, " +
+			"not just a final line feed")
 	}
 	return password, err
 }

@@ -64,6 +64,11 @@ func TestParse(t *testing.T) {
 		{Standalone, "redis://:57%23%2F%3F%25@h:1", ""},
 		{Standalone, "unix:///run/redis@1.sock", ""},
 		{Standalone, "redis://h#", hash},
+		{Standalone, "redis:s3cret@h:1", unfit}, // go-redis would dial localhost
+		{Standalone, "redis:6379", unfit},
+		{Standalone, "unix://:5/s3cret@/run/redis.sock", unfit},
+		{Standalone, "unix://tmp/redis.sock", unfit},
+		{Standalone, "redis://h?db=1%s3cret", unfit},
 		{Standalone, "s3cret://h", unfit},
 
 		{Sentinel, "redis://s1:26379?master_name=m", ""},
@@ -88,6 +93,10 @@ func TestParse(t *testing.T) {
 		{Sentinel, "redis://:57?s3cret@s1?master_name=m", unfit},
 		{Sentinel, "redis://:57%s3cret@s1?master_name=m", unfit},
 		{Sentinel, "redis://s1?master_name=m&password=s3@cret", ""},
+		{Sentinel, "redis://s1?master_name=m&password=s3%25%2B%3Bcret", ""},
+		{Sentinel, "redis://s1?master_name=m&password=s3%cret", unfit}, // go-redis would send no password
+		{Sentinel, "redis://s1?master_name=m&password=s3;cret", unfit},
+		{Sentinel, "redis://s1?master_name=m&password=s3+cret", unfit},
 
 		{Cluster, "redis://n1:6379", ""},
 		{Cluster, "rediss://u:p@n1", ""},
@@ -101,6 +110,8 @@ func TestParse(t *testing.T) {
 		{Cluster, "redis://:57/1@n1?addr=n2:6379", unfit},
 		{Cluster, "redis://:57?s3cret@n1", unfit},
 		{Cluster, "redis://:57%s3cret@n1", unfit},
+		{Cluster, "redis:s3cret@n1", unfit},
+		{Cluster, "redis://n1?addr=n2%zz", unfit},
 		{Cluster, "redis://n1?addr=s3cret", unfit},
 		{Cluster, "redis://n1?db=s3cret", unfit},
 		{Cluster, "rediss://n1?skip_verify=true", unfit},
@@ -183,7 +194,8 @@ func TestParsePassword(t *testing.T) {
 	}
 	ask := parse(t, Standalone, "redis://u:p@h", Access{PasswordFile: file}).standalone.CredentialsProviderContext
 	for text, want := range map[string]string{"next\n": "next", "next": "next", "a b": "a b", "": "", "\n": "",
-		"next\n\n": "", "next\r\n": "", "next \n": "", " next": "", "\ufeffnext": "", "next\u00a0": ""} {
+		"next\n\n": "", "next\r\n": "", "next \n": "", " next": "", "\ufeffnext": "", "next\u00a0": "",
+		"ne\nxt": "", "\xff\xfen\x00\n\x00": ""} {
 		testkit.Must(t, os.WriteFile(file, []byte(text), 0o600))
 		if _, got, err := ask(t.Context()); got != want || (err == nil) != (want != "") {
 			t.Errorf("the password of a file with %q = %q, %v, want %q", text, got, err, want)

@@ -25,13 +25,14 @@ const maxDepth = 1000
 // Each message follows the name of its input, as in "the body must be UTF-8".
 var (
 	errBOM        = errors.New("must not begin with a byte order mark")
-	errNotUTF8    = errors.New("must be UTF-8")
 	errNotObject  = errors.New("must be one JSON object")
 	errNameTwice  = errors.New("must not give a member name twice in one object")
 	errTooDeep    = fmt.Errorf("must not nest deeper than %d levels", maxDepth)
 	errNotString  = errors.New("must be a string")
 	errNotStrings = errors.New("must be an array of strings")
 )
+
+const tooEarly = "must be valid JSON: it ends too early, at byte offset %d"
 
 // decoders are pooled because a new decoder makes reading a usual body a third slower (0.79 µs instead of 0.59 µs).
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
@@ -44,7 +45,7 @@ func Object(data []byte, member func(name, value []byte)) error {
 	case bytes.HasPrefix(data, []byte("\ufeff")): // RFC 8259, section 8.1
 		return errBOM
 	case !utf8.Valid(data):
-		return errNotUTF8
+		return notUTF8(data)
 	}
 	d := decoders.Get().(*jsontext.Decoder)
 	defer decoders.Put(d)
@@ -89,6 +90,18 @@ func next(d *jsontext.Decoder, data []byte) ([]byte, error) {
 	}
 }
 
+// notUTF8 returns the error for data that is not UTF-8, or that is cut within a character.
+func notUTF8(data []byte) error {
+	offset := 0
+	for r, size := utf8.DecodeRune(data); r != utf8.RuneError || size > 1; r, size = utf8.DecodeRune(data[offset:]) {
+		offset += size
+	}
+	if !utf8.FullRune(data[offset:]) {
+		return fmt.Errorf(tooEarly, len(data))
+	}
+	return fmt.Errorf("must be UTF-8: the error is at byte offset %d", offset)
+}
+
 // reason replaces an error of the decoder, because the decoder's messages quote data.
 func reason(data []byte, err error) error {
 	syntax, isSyntax := errors.AsType[*jsontext.SyntacticError](err)
@@ -98,7 +111,7 @@ func reason(data []byte, err error) error {
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		return errNameTwice
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("must be valid JSON: it ends too early, at byte offset %d", len(data))
+		return fmt.Errorf(tooEarly, len(data))
 	case bytes.HasPrefix(data[syntax.ByteOffset:], []byte(`\u`)):
 		return fmt.Errorf(`must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`, syntax.ByteOffset)
 	}

@@ -14,7 +14,7 @@ import (
 // The messages of Object, Text and Texts.
 const (
 	byteMark   = "must not begin with a byte order mark"
-	notUTF8    = "must be UTF-8"
+	notUTF8    = "must be UTF-8: the error is at byte offset %d"
 	notObject  = "must be one JSON object"
 	badSyntax  = "must be valid JSON: the error is at byte offset %d"
 	badEscape  = `must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`
@@ -64,6 +64,7 @@ var objectTests = []struct {
 	{name: "UTF-16 LE", data: "{\x00}\x00", want: badSyntax, at: 1},
 	{name: "cut after the brace", data: `{`, want: cutOff, at: 1},
 	{name: "cut in a string", data: `{"a":"\ud83d`, want: cutOff, at: 12},
+	{name: "cut in a character", data: "{\"a\":\"é\xf0\x9f\x98", want: cutOff, at: 11},
 	{name: "cut before the last brace", data: "{\"a\":1\n", want: cutOff, at: 7},
 	{name: "escape without hex digits", data: `{"a":"x\u00zz"}`, want: badEscape, at: 7},
 	{name: "leading comma", data: `{,"a":1}`, want: badSyntax, at: 1},
@@ -81,9 +82,9 @@ var objectTests = []struct {
 	{name: "line feed in a string", data: "{\"a\":\"\n\"}", want: badSyntax, at: 6},
 	{name: "unknown escape", data: `{"a":"\x41"}`, want: badSyntax, at: 6},
 
-	{name: "stray byte", data: "{\"a\":\"\xff\"}", want: notUTF8},
-	{name: "overlong form", data: "{\"a\":\"\xc0\xaf\"}", want: notUTF8},
-	{name: "surrogate in UTF-8", data: "{\"a\":\"\xed\xa0\x80\"}", want: notUTF8},
+	{name: "stray byte", data: "{\"a\":\"\xff\"}", want: notUTF8, at: 6},
+	{name: "overlong form", data: "{\"a\":\"\xc0\xaf\"}", want: notUTF8, at: 6},
+	{name: "surrogate in UTF-8", data: "{\"a\":\"\xed\xa0\x80\"}", want: notUTF8, at: 6},
 
 	{name: "high surrogate alone", data: `{"a":"\ud83d"}`, want: badEscape, at: 6},
 	{name: "low surrogate alone", data: `{"a":"\ude00"}`, want: badEscape, at: 6},
