@@ -32,8 +32,6 @@ var (
 	errNotStrings = errors.New("must be an array of strings")
 )
 
-const tooEarly = "must be valid JSON: it ends too early, at byte offset %d"
-
 // decoders are pooled because a new decoder makes reading a usual body a third slower (0.79 µs instead of 0.59 µs).
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
@@ -41,11 +39,8 @@ var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 // part of data, still encoded. Object may return an error after it has called member. An error names the rule and, for
 // a syntax error, the byte offset in data; it never quotes data.
 func Object(data []byte, member func(name, value []byte)) error {
-	switch {
-	case bytes.HasPrefix(data, []byte("\ufeff")): // RFC 8259, section 8.1
+	if bytes.HasPrefix(data, []byte("\ufeff")) { // RFC 8259, section 8.1
 		return errBOM
-	case !utf8.Valid(data):
-		return notUTF8(data)
 	}
 	d := decoders.Get().(*jsontext.Decoder)
 	defer decoders.Put(d)
@@ -90,28 +85,20 @@ func next(d *jsontext.Decoder, data []byte) ([]byte, error) {
 	}
 }
 
-// notUTF8 returns the error for data that is not UTF-8, or that is cut within a character.
-func notUTF8(data []byte) error {
-	offset := 0
-	for r, size := utf8.DecodeRune(data); r != utf8.RuneError || size > 1; r, size = utf8.DecodeRune(data[offset:]) {
-		offset += size
-	}
-	if !utf8.FullRune(data[offset:]) {
-		return fmt.Errorf(tooEarly, len(data))
-	}
-	return fmt.Errorf("must be UTF-8: the error is at byte offset %d", offset)
-}
-
 // reason replaces an error of the decoder, because the decoder's messages quote data.
 func reason(data []byte, err error) error {
 	syntax, isSyntax := errors.AsType[*jsontext.SyntacticError](err)
-	switch {
-	case !isSyntax:
+	if !isSyntax {
 		return err
+	}
+	char, size := utf8.DecodeRune(data[syntax.ByteOffset:])
+	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		return errNameTwice
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf(tooEarly, len(data))
+		return fmt.Errorf("must be valid JSON: it ends too early, at byte offset %d", len(data))
+	case char == utf8.RuneError && size == 1:
+		return fmt.Errorf("must be UTF-8: the error is at byte offset %d", syntax.ByteOffset)
 	case bytes.HasPrefix(data[syntax.ByteOffset:], []byte(`\u`)):
 		return fmt.Errorf(`must be valid JSON: the \u escape at byte offset %d is invalid or unpaired`, syntax.ByteOffset)
 	}
