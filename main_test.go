@@ -146,8 +146,8 @@ func TestRunCommands(t *testing.T) {
 		{name: "check of faults", args: []string{"check"}, env: testEnv(t, faulty), says: []string{
 			`JWT_ISSUER="https://i.example\n" must not have white space around it`,
 			`REDIS_MODE="Sentinel" must be standalone, sentinel or cluster` + "\n",
-			"REDIS_URL must be in go-redis's format for standalone or sentinel or cluster mode: it must not have a # " +
-				"(in a password, percent-encode all but letters and digits, # as %23",
+			"REDIS_URL must be in go-redis's format for standalone or sentinel or cluster mode: its scheme, host, path or " +
+				"query does not fit (in a password, percent-encode all but letters and digits, # as %23",
 			`must name a valid clients file: "/clients/a/ttl": unknown object member name` + "\nCLIENTS_FILE=",
 			`must name a valid clients file: "/clients/b": must be a JSON object` + "\n",
 			"\nJWKS_URL must name a usable key set: no usable key in the set"}},

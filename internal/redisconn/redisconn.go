@@ -67,18 +67,14 @@ type Access struct {
 	ServerName   string         // the name in Redis's certificates; "": the URL's host, or each node's own name
 }
 
-const advice = " (in a password, percent-encode all but letters and digits, # as %23, or use REDIS_PASSWORD_FILE)"
-
-var (
-	errFragment = errors.New("it must not have a #" + advice)
-	errUnfit    = errors.New("its scheme, host, path or query does not fit" + advice)
-)
+var errUnfit = errors.New("its scheme, host, path or query does not fit " +
+	"(in a password, percent-encode all but letters and digits, # as %23, or use REDIS_PASSWORD_FILE)")
 
 // Parse reads a URL in go-redis's format for the mode. The TLS members of a need a rediss URL. An error quotes nothing
 // of the URL, because go-redis's own errors may quote the end of a password.
 func Parse(mode, rawURL string, a Access) (o Options, err error) {
-	if err := checkURL(rawURL); err != nil {
-		return o, err
+	if misread(rawURL) {
+		return o, errUnfit
 	}
 	var poolSize int
 	switch mode {
@@ -115,21 +111,17 @@ func Parse(mode, rawURL string, a Access) (o Options, err error) {
 	return o, o.configureTLS(mode, a)
 }
 
-// checkURL rejects what go-redis drops without an error: a fragment, an opaque part, the host of a unix URL, and what it
-// cannot decode in a query. If a password has raw characters, the URL's host may be the password's first part, and the @
-// after it is in the path. In a query, + means a space, which no password is likely to have.
-func checkURL(rawURL string) error {
-	if strings.Contains(rawURL, "#") {
-		return errFragment
-	}
+// misread reports whether go-redis would drop a part of rawURL without an error: a fragment, an opaque part, the host of
+// a unix URL, or what it cannot decode in the query. If a password has raw characters, the URL's host may be the
+// password's first part, and the @ after it is in the path. In a query, + means a space, which was hardly meant.
+func misread(rawURL string) bool {
 	u, err := url.Parse(rawURL)
-	if err != nil || u.Opaque != "" || u.Host != "" && (u.Scheme == "unix" || strings.Contains(u.Path, "@")) {
-		return errUnfit
+	if err != nil {
+		return true
 	}
-	if _, err := url.ParseQuery(u.RawQuery); err != nil || strings.Contains(u.RawQuery, "+") {
-		return errUnfit
-	}
-	return nil
+	_, err = url.ParseQuery(u.RawQuery)
+	return err != nil || strings.Contains(rawURL, "#") || strings.Contains(u.RawQuery, "+") || u.Opaque != "" ||
+		u.Host != "" && (u.Scheme == "unix" || strings.Contains(u.Path, "@"))
 }
 
 func (o Options) configureTLS(mode string, a Access) error {
