@@ -99,11 +99,8 @@ func (s *server) noRoute(_ http.ResponseWriter, r *http.Request, _ *accesslog.En
 func (s *server) handle(route string, f handler) http.HandlerFunc {
 	counts := s.metrics.Route(route)
 	return func(w http.ResponseWriter, r *http.Request) {
-		e := accesslog.Entry{Start: time.Now(), RequestID: r.Header.Get("X-Request-Id"), Method: r.Method, Route: route,
+		e := accesslog.Entry{Start: time.Now(), RequestID: accesslog.RequestID(r.Header), Method: r.Method, Route: route,
 			Status: http.StatusOK}
-		if !validRequestID(e.RequestID) {
-			e.RequestID = rand.Text()
-		}
 		h, values := w.Header(), [...]string{e.RequestID, "no-store", "nosniff"} // one allocation for three
 		h["X-Request-Id"], h["Cache-Control"], h["X-Content-Type-Options"] = values[0:1:1], values[1:2:2], values[2:3:3]
 		// A chunked request may have had a Content-Length, too, which net/http does not tell. A proxy may have believed
@@ -168,12 +165,6 @@ func guard(f handler, w http.ResponseWriter, r *http.Request, e *accesslog.Entry
 // (EnableFullDuplex does not help: after a broken body it takes what follows for the next request.)
 func skipBody(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-}
-
-// validRequestID reports whether a caller's X-Request-Id is used.
-func validRequestID(id string) bool {
-	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
-	return 1 <= len(id) && len(id) <= 64 && strings.Trim(id, allowed) == ""
 }
 
 // createSession is POST /auth/session. The first check that fails answers, so their order is part of the contract.

@@ -142,7 +142,7 @@ func newLog(cfg config.Config, w io.Writer) *slog.Logger {
 var errLogged = errors.New("the log says why")
 
 // serve runs the service until ctx ends, and then until the requests in flight have their answers. wrap is called once
-// the address is open, and returns the handler to serve. The error is errLogged.
+// the addresses are open, and returns the handler to serve. The error is errLogged.
 func serve(ctx context.Context, cfg config.Config, log *slog.Logger, lines *accesslog.Writer,
 	wrap func(net.Addr, http.Handler) (http.Handler, error)) (err error) {
 	log.Info("settings", slog.GroupAttrs("", cfg.Settings...))
@@ -159,12 +159,6 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger, lines *acce
 	}
 	defer listener.Close()
 	s := newServer(cfg, log, lines)
-	handler, err := wrap(listener.Addr(), s.routes())
-	if err != nil {
-		return err
-	}
-	srv := newHTTPServer(handler, cfg.StoreTimeout, log)
-	limitConnections(srv)
 	if cfg.MetricsAddr != "" {
 		operators, err := net.Listen("tcp", cfg.MetricsAddr)
 		if err != nil {
@@ -176,6 +170,12 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger, lines *acce
 		defer operatorServer.Close()
 		log.Info("serving metrics", "addr", operators.Addr().String())
 	}
+	handler, err := wrap(listener.Addr(), s.routes())
+	if err != nil {
+		return err
+	}
+	srv := newHTTPServer(handler, cfg.StoreTimeout, log)
+	limitConnections(srv)
 	log.Info("listening", "addr", listener.Addr().String(), "version", buildVersion(), "go", runtime.Version())
 
 	// The background outlives the requests, which outlive the signal.

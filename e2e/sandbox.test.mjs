@@ -73,6 +73,10 @@ function answerForPartner(request, response) {
     return
   }
   response.setHeader('Content-Type', 'text/html')
+  if (request.url.startsWith('/slow')) {
+    setTimeout(() => response.end('<!doctype html><title>Partner</title>'), 500)
+    return
+  }
   if (request.url.startsWith('/embed-no-referrer')) response.setHeader('Referrer-Policy', 'no-referrer')
   response.end(request.url.startsWith('/embed') ? embed : '<!doctype html><title>Partner</title><h1>Back at the partner</h1>')
 }
@@ -411,6 +415,22 @@ for (const [name, path] of [['Chromium'], ['Firefox', firefoxPath]]) {
   })
 }
 
+// A browser follows the last click: the second one must not take the place of the first.
+test('a second click changes nothing', async t => {
+  const page = await tab(t)
+  const made = await session({ redirect_uri: site + '/slow' })
+  await page.goto(made.auth_url)
+  await approve(page).dblclick({ noWaitAfter: true })
+  await page.waitForURL(site + '/slow?consent_id=*')
+})
+
+test('a popup whose opener is gone goes on', async t => {
+  const { page, frame } = await framed(t, (await session({ redirect_uri: site + '/done' })).session_id, { popup: true })
+  await page.close()
+  await approve(frame).click()
+  await frame.waitForURL(site + '/done?consent_id=*')
+})
+
 test('popup without URIs', async t => {
   const { page, frame, message } = await framed(t, (await session()).session_id, { popup: true })
   await approve(frame).click()
@@ -494,7 +514,7 @@ test('front page: without JavaScript', async t => {
   await create(page).click()
   await open(page).waitFor()
   await page.getByText('The curl command').click()
-  await page.getByText(token).waitFor()
+  await page.getByText(/Bearer eyJ[\w-]+\.[\w-]+\.[\w-]+'/).waitFor() // the whole token
   assert.equal(await page.getByRole('button', { name: 'Copy as curl' }).count(), 0)
 })
 

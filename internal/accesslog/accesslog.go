@@ -2,8 +2,10 @@
 package accesslog
 
 import (
+	"crypto/rand"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -58,6 +60,15 @@ func (e *Entry) Line(level slog.Level) []byte {
 	line = strictjson.AppendMember(line, `,"error_id":`, e.ErrorID)
 	line = strictjson.AppendMember(line, `,"cause":`, e.Cause)
 	return append(line, "}\n"...)
+}
+
+// RequestID returns a caller's X-Request-Id if it consists of 1 to 64 of A-Za-z0-9._-, otherwise a new one.
+func RequestID(h http.Header) string {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	if id := h.Get("X-Request-Id"); 1 <= len(id) && len(id) <= 64 && strings.Trim(id, allowed) == "" {
+		return id
+	}
+	return rand.Text()
 }
 
 // RemoteIP returns a caller's address: the peer's or, behind trusted proxies, the rightmost address of X-Forwarded-For

@@ -35,8 +35,8 @@ type File struct {
 	document []byte // the source of clients; only load uses it
 }
 
-// Open reads the file. A session_ttl must be from minTTL to maxTTL. The error has a line for each fault, up to 20,
-// with the client, the member and the broken rule.
+// Open reads the file. A session_ttl must be from minTTL to maxTTL. The error has a line for each fault, with the
+// client, the member and the broken rule.
 func Open(path string, minTTL, maxTTL time.Duration) (*File, error) {
 	f := &File{path: path, minTTL: minTTL, maxTTL: maxTTL}
 	f.clients.Store(&map[string]*Client{})

@@ -149,7 +149,7 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// One error has a line for each fault, at most 20 and a line that counts the others.
+// One error has a line for each fault.
 func TestOpenFailsAllFaults(t *testing.T) {
 	const text = `{"x": 1, "clients": {"b": [], "": {}, "a": {"ttl": 1, "session_ttl": "x", "sessions_per_minute": 0,
 		"redirect_uris": ["https://a.example/", "*", "x"], "permissions": ["p", "p", ""]}}}`
@@ -163,14 +163,6 @@ func TestOpenFailsAllFaults(t *testing.T) {
 		`"/clients/a/ttl": unknown object member name`, `"/clients/b": must be a JSON object`}
 	if _, err := open(t, text); fmt.Sprint(err) != strings.Join(want, "\n") {
 		t.Errorf("Open = %v, want\n%s", err, strings.Join(want, "\n"))
-	}
-	for n, want := range map[int]string{20: ": entry 20 must be a URI without *", 23: "\n3 more faults"} {
-		stars := strings.TrimSuffix(strings.Repeat(`"*",`, n), ",")
-		_, err := open(t, `{"clients": {"a": {"redirect_uris": [`+stars+`]}}}`)
-		lines := strings.Split(fmt.Sprint(err), "\n")
-		if !strings.HasSuffix(fmt.Sprint(err), want) || len(lines) != min(n, 21) {
-			t.Errorf("Open of a file with %d faults = %v, want %q in the end", n, err, want)
-		}
 	}
 }
 

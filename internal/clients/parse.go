@@ -21,7 +21,6 @@ const (
 	maxName        = 128 // bytes, as in tokens
 	maxPermissions = 64  // as in a request
 	maxPerMinute   = 1_000_000
-	maxFaults      = 20 // in one error
 )
 
 var (
@@ -37,14 +36,6 @@ func (f *faults) add(place jsontext.Pointer, err error) {
 	if err != nil {
 		*f = append(*f, fmt.Errorf("%+.300q: %w", place, err))
 	}
-}
-
-// err returns an error of up to maxFaults lines, or nil.
-func (f faults) err() error {
-	if more := len(f) - maxFaults; more > 0 {
-		f = append(f[:maxFaults], fmt.Errorf("%d more faults", more))
-	}
-	return errors.Join(f...)
 }
 
 // parse returns the clients of a file. If data is valid JSON, the error has every fault, otherwise the first syntax
@@ -70,7 +61,7 @@ func (f *File) parse(data []byte) (map[string]*Client, error) {
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		clients[name] = f.client(name, members[name], current[name], &found)
 	}
-	return clients, found.err()
+	return clients, errors.Join(found...)
 }
 
 // client returns the client with this name in the file. current is its present version, or nil.

@@ -71,7 +71,7 @@ func (s *sandbox) show(w http.ResponseWriter, r *http.Request) {
 		"institution": cmp.Or(rec.InstitutionID, "any: a real page would let you choose"),
 		"permissions": permissions,
 		"arrangement": cmp.Or(rec.ArrangementID, "none: this is a new consent"),
-		"seconds":     strconv.Itoa(int(time.Until(expires).Seconds())), "left": remaining(expires),
+		"seconds":     strconv.Itoa(int(time.Until(expires).Seconds()) + 1), "left": remaining(expires),
 		"expires": expires.Format("2 January, 15:04:05 UTC"),
 		"secret":  secret, "token": s.formToken(secret, browser.Value),
 	})

@@ -120,17 +120,16 @@ func (d *Dev) Stop() {
 // it starts the sandbox and prints how to use it all.
 func (d *Dev) Wrap(addr net.Addr, service http.Handler) (http.Handler, error) {
 	api := "http://" + strings.Replace(addr.String(), "[::]", "127.0.0.1", 1) // [::] is all addresses
-	token, err := d.issue("dev", 24*time.Hour)
-	if err != nil {
-		return nil, fmt.Errorf("making a token: %w", err)
-	}
 	body := exampleBody("https://acme.com/")
 	if d.page != nil {
 		body = exampleBody(d.pageURL)
-		d.serveSandbox(api, token)
+		d.serveSandbox(api)
 		fmt.Fprintf(d.stdout, "Open %s\n", d.pageURL)
 	}
-	_, err = fmt.Fprintf(d.stdout, `API: %s (POST /token gives tokens for any client_id and client_secret)
+	if d.Config.Clients.Find("dev") == nil {
+		fmt.Fprintln(d.stdout, "CLIENTS_FILE does not list the client dev, so the page and the command below get 403.")
+	}
+	_, err := fmt.Fprintf(d.stdout, `API: %s (POST /token gives tokens for any client_id and client_secret)
 Redis: %s
 Key: %s
 
@@ -138,24 +137,31 @@ Key: %s
 
 The log follows on stderr, as JSON.
 
-`, api, d.redis, d.keyFrom, curl(api+"/auth/session", token, body))
+`, api, d.redis, d.keyFrom, curl(api+"/auth/session", d.issue("dev", day), body))
 	return d.platform(d.explainErrors(service)), err
 }
 
+const day = 24 * time.Hour
+
 // issue returns a token of client that the service accepts for lifetime, or for JWT_MAX_LIFETIME if that is shorter.
-func (d *Dev) issue(client string, lifetime time.Duration) (string, error) {
+func (d *Dev) issue(client string, lifetime time.Duration) string {
 	c := d.Config.Tokens
 	claims := map[string]string{c.ScopeClaims[0]: bearer.Scope, "iss": c.Issuer, "aud": c.Audience}
 	name := c.ClientClaims[0]
 	claims[name] = cmp.Or(claims[name], client) // JWT_CLIENT_CLAIM may begin with iss or aud
-	return d.key.Issue(min(lifetime, c.MaxLifetime), claims)
+	token, err := d.key.Issue(min(lifetime, c.MaxLifetime), claims)
+	if err != nil {
+		panic(err) // impossible: the key fits its algorithm, and claims are texts
+	}
+	return token
 }
 
 // serveSandbox starts the sandbox, with a Redis client of its own.
-func (d *Dev) serveSandbox(api, token string) {
+func (d *Dev) serveSandbox(api string) {
 	client := d.Config.Redis.Open(d.Config.StoreTimeout)
 	d.sandbox = &sandbox{redis: client, keyPrefix: d.Config.KeyPrefix, log: d.log,
-		url: d.pageURL, api: api, token: token, formKey: []byte(rand.Text())}
+		url: d.pageURL, api: api, formKey: []byte(rand.Text()),
+		issue: func() string { return d.issue("dev", day) }}
 	srv := &http.Server{
 		Handler:      d.sandbox.routes(),
 		ReadTimeout:  10 * time.Second,

@@ -13,6 +13,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -155,6 +156,15 @@ func TestStart(t *testing.T) {
 		if a := d.do(t, "POST", "/end-users", "{}", header); a.Status != 200 {
 			t.Errorf("%s: POST /end-users with the printed token = %d %s, want 200", test.name, a.Status, a.Body)
 		}
+	}
+}
+
+func TestStartClientsFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "clients.json")
+	testkit.Must(t, os.WriteFile(file, []byte(`{"clients": {"acme": {}}}`), 0o600))
+	const want = "\nCLIENTS_FILE does not list the client dev, so the page and the command below get 403.\n"
+	if out := newTestDev(t, map[string]string{"CLIENTS_FILE": file}).out.String(); !strings.Contains(out, want) {
+		t.Errorf("-dev prints %s, want %q in it", out, want)
 	}
 }
 

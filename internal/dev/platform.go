@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"authsession/internal/accesslog"
+
 	"github.com/go-json-experiment/json"
 )
 
@@ -31,7 +33,7 @@ func (d *Dev) platform(service http.Handler) http.Handler {
 			return
 		}
 		h := w.Header()
-		h.Set("X-Request-Id", rand.Text())
+		h.Set("X-Request-Id", accesslog.RequestID(r.Header))
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		switch {
@@ -88,11 +90,7 @@ func (d *Dev) createToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	lifetime := min(15*time.Minute, d.Config.Tokens.MaxLifetime)
-	token, err := d.issue(id, lifetime)
-	if err != nil {
-		d.refuse(w, http.StatusInternalServerError, "fault", err.Error())
-		return
-	}
+	token := d.issue(id, lifetime)
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = io.WriteString(w, encode(map[string]any{"token": token, "access_token": token, "token_type": "Bearer",
 		"expires_in": int(lifetime.Seconds())}))

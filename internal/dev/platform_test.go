@@ -71,6 +71,12 @@ func TestWrap(t *testing.T) {
 			}
 		}
 	}
+	for _, id := range []string{"mine.1", "no id"} {
+		a := d.do(t, "GET", "/end-users", "", map[string]string{"X-Request-Id": id})
+		if got := a.Header.Get("X-Request-Id"); (got == id) != (id == "mine.1") || got == "" {
+			t.Errorf("the X-Request-Id of an answer to %q is %q", id, got)
+		}
+	}
 	for _, method := range []string{"GET", "HEAD"} {
 		if a := d.do(t, method, "/", "", nil); a.Status != 303 || a.Header.Get("Location") != d.page+"/" {
 			t.Errorf("%s / = %d to %q, want 303 to %s/", method, a.Status, a.Header.Get("Location"), d.page)

@@ -35,8 +35,9 @@ type sandbox struct {
 	log       *slog.Logger
 	url       string // the sandbox's own, ending in /
 	api       string // the service's URL, without a path
-	token     string // with which the front page creates sessions
 	formKey   []byte // signs forms; the replicas of a real page share it
+
+	issue func() (token string) // for the front page, which creates sessions
 
 	mu      sync.Mutex
 	flows   []flow              // the last sessions, the newest first
@@ -72,7 +73,7 @@ func (s *sandbox) routes() http.Handler {
 			http.Error(w, "The sandbox answers only to localhost and loopback addresses.", http.StatusForbidden)
 			return
 		}
-		mux.ServeHTTP(w, r)
+		http.MaxBytesHandler(mux, 64<<10).ServeHTTP(w, r)
 	})
 }
 
@@ -147,8 +148,10 @@ func (s *sandbox) list(w http.ResponseWriter, _ *http.Request) {
 		}
 		rows = append(rows, row)
 	}
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Content-Type", "application/json")
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Content-Type-Options", "nosniff")
 	_, _ = io.WriteString(w, encode(rows))
 }
 
@@ -184,11 +187,11 @@ func (s *sandbox) create(w http.ResponseWriter, r *http.Request) {
 	if names := values["permissions"]; names != "" {
 		members["permissions"] = strings.FieldsFunc(names, func(c rune) bool { return c == ',' || c == ' ' })
 	}
-	target, body := s.api+"/auth/session", indent(encode(members))
-	values["request"] = "POST " + target + "\nAuthorization: Bearer " + s.token[:min(len(s.token), 16)] +
+	token, target, body := s.issue(), s.api+"/auth/session", indent(encode(members))
+	values["request"] = "POST " + target + "\nAuthorization: Bearer " + token[:16] +
 		"…\nContent-Type: application/json\n\n" + body
-	values["curl"] = curl(target, s.token, body)
-	s.send(r.Context(), target, body, values)
+	values["curl"] = curl(target, token, body)
+	send(r.Context(), target, token, body, values)
 	s.mu.Lock()
 	s.created = append([]map[string]string{values}, s.created[:min(len(s.created), maxFlows-1)]...)
 	s.mu.Unlock()
@@ -202,9 +205,9 @@ func curl(target, token, body string) string {
 }
 
 // send sends body to the service, and adds to values what the page says about the response.
-func (s *sandbox) send(ctx context.Context, target, body string, values map[string]string) {
+func send(ctx context.Context, target, token, body string, values map[string]string) {
 	request, _ := http.NewRequestWithContext(ctx, http.MethodPost, target, strings.NewReader(body)) // target is valid
-	request.Header = http.Header{"Authorization": {"Bearer " + s.token}, "Content-Type": {"application/json"}}
+	request.Header = http.Header{"Authorization": {"Bearer " + token}, "Content-Type": {"application/json"}}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		values["title"], values["answer"] = "The service does not answer", err.Error()
@@ -221,7 +224,10 @@ func (s *sandbox) send(ctx context.Context, target, body string, values map[stri
 	values["auth"] = result.AuthURL
 	var header strings.Builder
 	if result.AuthURL == "" {
-		values["title"], values["open"] = "The service answered "+response.Status, "open"
+		values["title"] = "The service answered " + response.Status
+		if response.StatusCode == http.StatusBadRequest { // a member of the form is wrong
+			values["open"] = "open"
+		}
 		values["text"] = strings.ReplaceAll(result.Message, "; ", "\n") // a line for each member
 		_ = response.Header.Write(&header)                              // Retry-After, for example
 	}

@@ -165,11 +165,8 @@ func ReadPassword(file string) (string, error) {
 		return "", fmt.Errorf("reading the password file: %w", e.Err)
 	}
 	password := strings.TrimSuffix(string(data), "\n")
-	switch {
-	case password == "":
-		return "", errors.New("the password file is empty")
-	case strings.TrimSpace(strings.Trim(password, "\ufeff")) != password || strings.ContainsFunc(password, unicode.IsControl):
-		return "", errors.New("the password file has a byte order mark, control characters or outer white space, " +
+	if password == "" || strings.TrimSpace(strings.Trim(password, "\ufeff")) != password || strings.ContainsFunc(password, unicode.IsControl) {
+		return "", errors.New("the password file is empty, or has a byte order mark, control characters or outer white space, " +
 			"not just a final line feed")
 	}
 	return password, err
