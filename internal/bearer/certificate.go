@@ -53,12 +53,8 @@ func parseCertificate(header string) (der []byte, ok bool) {
 		return nil, false
 	}
 	text, _ := url.PathUnescape(header) // "" after a malformed escape
-	if strings.HasPrefix(text, "-----BEGIN ") {
-		block, _ := pem.Decode([]byte(text))
-		if block == nil || block.Type != "CERTIFICATE" {
-			return nil, false
-		}
-		return block.Bytes, true
+	if block, _ := pem.Decode([]byte(text)); block != nil {
+		return block.Bytes, block.Type == "CERTIFICATE"
 	}
 	encoded, begins := strings.CutPrefix(header, ":")
 	encoded, ends := strings.CutSuffix(encoded, ":")
