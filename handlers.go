@@ -261,11 +261,8 @@ func checkMediaType(h http.Header) error {
 		}
 	}
 	given = slices.Compact(given)
-	if len(given) > 1 {
-		return unsupportedMediaType("there must be one Content-Type, which is application/json")
-	}
-	if strings.Join(h["Content-Type"], "") != "" && !slices.Contains(given, wanted) {
-		return unsupportedMediaType("send Content-Type: application/json " +
+	if len(given) > 1 || strings.Join(h["Content-Type"], "") != "" && !slices.Contains(given, wanted) {
+		return unsupportedMediaType("there must be one Content-Type, application/json " +
 			"(curl -d alone sends a form: add -H 'Content-Type: application/json')")
 	}
 	if encoding := strings.Join(h["Content-Encoding"], ","); encoding != "" && !strings.EqualFold(encoding, "identity") {

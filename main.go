@@ -62,8 +62,7 @@ const usage = `Without arguments authsession serves, set up by the environment v
 
   -dev               serve with nothing set up: an embedded Redis, a key of its own, a sandbox consent page
   check              read the variables and their files, print what would be in force or all that is wrong
-  healthcheck        ask the running service's /readyz; exit status 0 or 1
-  healthcheck -live  ask its /livez
+  healthcheck        ask the running service's /readyz, with -live its /livez; exit status 0 or 1
   keygen             write a private key to a file, print its key set (more: authsession keygen -h)
   jwks a.pem b.pem   print the key set of existing private or public keys
   token              print a token signed by such a key (more: authsession token -h)
@@ -115,8 +114,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 }
 
 // check reads the variables and their files as a start would, and connects to nothing. It prints what would be in force
-// and logs what a start would log of it, or returns an error with a line for each fault. A key set file that cannot be
-// used is a fault; a start would wait for it.
+// and logs the warnings of a start, or returns an error with a line for each fault. A key set file that cannot be used is
+// a fault; a start would wait for it.
 func check(getenv func(string) string, stdout, stderr io.Writer) error {
 	cfg, err := config.Load(getenv)
 	log := newLog(cfg, stderr)
@@ -126,7 +125,6 @@ func check(getenv func(string) string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cfg.Clients.LogLoaded(log)
 	warn(cfg, log)
 	for _, setting := range cfg.Settings {
 		fmt.Fprintln(stdout, setting)

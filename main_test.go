@@ -142,7 +142,7 @@ func TestRunCommands(t *testing.T) {
 		{name: "version", args: []string{"version"}, says: []string{"authsession ", "go1."}, good: true},
 		{name: "check", args: []string{"check"}, env: testEnv(t, checked), good: true, says: []string{
 			"ADDR=" + addr + "\n", "\nREDIS_URL=redis://127.0.0.1:1/3\n", "\nSESSION_TTL=30m\n", "\nJWT_ISSUER=\n",
-			`"msg":"clients file loaded","clients":2`, `"msg":"key set loaded","keys":3`, "JWT_ISSUER is not set"}},
+			`"msg":"key set loaded","keys":3`, "JWT_ISSUER is not set"}},
 		{name: "check of faults", args: []string{"check"}, env: testEnv(t, faulty), says: []string{
 			`JWT_ISSUER="https://i.example\n" must not have white space around it`,
 			`REDIS_MODE="Sentinel" must be standalone, sentinel or cluster` + "\n",

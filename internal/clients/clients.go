@@ -44,32 +44,25 @@ func Open(path string, minTTL, maxTTL time.Duration) (*File, error) {
 	return f, err
 }
 
-// LogLoaded logs the number of clients in force; of a nil *File nothing.
-func (f *File) LogLoaded(log *slog.Logger) {
-	if f != nil {
-		log.Info("clients file loaded", "clients", len(*f.clients.Load()))
-	}
-}
-
 // Run reads the file every second until ctx ends. It logs each version that it finds valid, also the first. If the file
 // is invalid, its last valid version stays in force, and Run logs the error once.
 func (f *File) Run(ctx context.Context, log *slog.Logger) {
 	if f == nil {
 		return
 	}
-	f.LogLoaded(log)
 	tick := time.NewTicker(readInterval)
 	defer tick.Stop()
-	for logged := ""; ; {
+	for changed, logged := true, ""; ; {
+		if changed {
+			log.Info("clients file loaded", "clients", len(*f.clients.Load()))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		changed, err := f.load()
-		if changed {
-			f.LogLoaded(log)
-		}
+		var err error
+		changed, err = f.load()
 		cause := fmt.Sprint(err)
 		if err != nil && cause != logged {
 			log.Error("reading the clients file failed, the last good one stays", "cause", cause)

@@ -23,10 +23,7 @@ const (
 	maxPerMinute   = 1_000_000
 )
 
-var (
-	errNotObject = errors.New("must be a JSON object")
-	errUnknown   = errors.New("unknown object member name")
-)
+var errUnknown = errors.New("unknown object member name")
 
 // faults is what is wrong with a file.
 type faults []error
@@ -108,10 +105,10 @@ func (f *File) client(name string, value []byte, current *Client, found *faults)
 	return c
 }
 
-// object returns the members of a JSON object, and errNotObject for anything else, null and nothing included.
+// object returns the members of a JSON object, and an error for anything else, null and nothing included.
 func object(value []byte) (members map[string]jsontext.Value, err error) {
 	if json.Unmarshal(value, &members) != nil || members == nil {
-		return nil, errNotObject
+		return nil, errors.New("must be a JSON object")
 	}
 	return members, nil
 }

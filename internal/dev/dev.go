@@ -137,11 +137,9 @@ Key: %s
 
 The log follows on stderr, as JSON.
 
-`, api, d.redis, d.keyFrom, curl(api+"/auth/session", d.issue("dev", day), body))
+`, api, d.redis, d.keyFrom, curl(api+"/auth/session", d.issue("dev", 24*time.Hour), body))
 	return d.platform(d.explainErrors(service)), err
 }
-
-const day = 24 * time.Hour
 
 // issue returns a token of client that the service accepts for lifetime, or for JWT_MAX_LIFETIME if that is shorter.
 func (d *Dev) issue(client string, lifetime time.Duration) string {
@@ -161,7 +159,7 @@ func (d *Dev) serveSandbox(api string) {
 	client := d.Config.Redis.Open(d.Config.StoreTimeout)
 	d.sandbox = &sandbox{redis: client, keyPrefix: d.Config.KeyPrefix, log: d.log,
 		url: d.pageURL, api: api, formKey: []byte(rand.Text()),
-		issue: func() string { return d.issue("dev", day) }}
+		issue: func() string { return d.issue("dev", 24*time.Hour) }}
 	srv := &http.Server{
 		Handler:      d.sandbox.routes(),
 		ReadTimeout:  10 * time.Second,

@@ -9,9 +9,9 @@ import (
 	"authsession/internal/keytool"
 )
 
-// keepKey replaces the new key by the one that an earlier run has kept, or else keeps it for later runs, because
-// backends use a token over a restart. It returns what to print. Each algorithm has a file in the user's cache folder.
-// A file that holds something else stays as it is.
+// keepKey uses the key of an earlier run in place of the new key, or else keeps the new one for later runs, because
+// backends use a token over a restart. It returns the text to print. Each algorithm has a file in the user's cache
+// folder. A file that holds something else stays as it is.
 func (d *Dev) keepKey() string {
 	folder, err := os.UserCacheDir()
 	folder = filepath.Join(folder, "authsession")

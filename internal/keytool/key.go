@@ -92,8 +92,7 @@ func (k Key) Sign(claims map[string]any) (string, error) {
 	return jwt.Signed(signer).Claims(claims).Serialize()
 }
 
-// Write writes the private key to a new file, as PKCS#8 in PEM, which only its owner may read. It leaves no file if it
-// fails.
+// Write writes the private key in PEM (PKCS#8) to a new file, for its owner alone. It leaves no file if it fails.
 func (k Key) Write(file string) error {
 	der, err := x509.MarshalPKCS8PrivateKey(k.Private)
 	if err != nil {
