@@ -121,8 +121,8 @@ func (s *server) handle(route string, f handler) http.HandlerFunc {
 	}
 }
 
-// finish counts and logs a request. A caller's fault is Info, ours is Error. Successful health checks are Debug, because
-// there are many.
+// finish counts and logs a request. A caller's fault is Info, ours is Error. Successful health checks are Debug,
+// because there are many.
 func (s *server) finish(r *http.Request, e *accesslog.Entry, counts *metrics.Route) {
 	e.Duration = time.Since(e.Start)
 	counts.Observe(e.Status, e.Error, e.Duration)

@@ -114,8 +114,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 }
 
 // check reads the variables and their files as a start would, and connects to nothing. It prints what would be in force
-// and logs the warnings of a start, or returns an error with a line for each fault. A key set file that cannot be used is
-// a fault; a start would wait for it.
+// and logs the warnings of a start, or returns an error with a line for each fault. A key set file that cannot be used
+// is a fault; a start would wait for it.
 func check(getenv func(string) string, stdout, stderr io.Writer) error {
 	cfg, err := config.Load(getenv)
 	log := newLog(cfg, stderr)

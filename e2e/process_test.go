@@ -45,8 +45,8 @@ func TestArguments(t *testing.T) {
 		{name: "line feed after a value", env: map[string]string{"JWT_ISSUER": "https://i.example\n"}, code: 1,
 			prints: "\nJWT_ISSUER=\"https://i.example\\n\" must not have white space around it"},
 		{name: "# in a password", env: map[string]string{"REDIS_URL": "redis://:123#abc@host:6379"}, code: 1,
-			prints: "\nREDIS_URL must be in go-redis's format for standalone mode: its scheme, host, path or query does not fit " +
-				"(in a password, percent-encode all but letters and digits, # as %23, or use REDIS_PASSWORD_FILE)\nJWKS_URL"},
+			prints: "\nREDIS_URL must be in go-redis's format for standalone mode: its scheme, host, path or query does not " +
+				"fit (in a password, percent-encode all but letters and digits, # as %23, or use REDIS_PASSWORD_FILE)\nJWKS_URL"},
 		{name: "wrong variables", env: map[string]string{"REDIS_MODE": "single", "SESSION_TTL": "1s"}, code: 1,
 			prints: "\nREDIS_MODE=\"single\" must be standalone, sentinel or cluster\nSESSION_TTL=\"1s\" must be a " +
 				"duration from 1m to 168h, such as 30m: the lifetime of a session\nJWKS_URL is required: the key set's URL"},

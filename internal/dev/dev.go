@@ -58,7 +58,7 @@ func Start(getenv func(string) string, stdout, stderr io.Writer) (*Dev, error) {
 	}
 	d.cleanup(func() { _, _ = keySet.Close(), os.Remove(keySet.Name()) })
 	defaults := map[string]string{"ADDR": "127.0.0.1:8080", "JWKS_URL": "file://" + keySet.Name(),
-		"JWT_ISSUER": "authsession-dev", "JWT_AUDIENCE": "authsession-dev"} // without, the service warns
+		"JWT_ISSUER": "authsession-dev", "JWT_AUDIENCE": "authsession-dev"} // checked, as in production
 	if getenv("REDIS_URL") == "" {
 		embedded := miniredis.NewMiniRedis()
 		embedded.ClockTTL(true) // keys expire by the machine's clock; slow with thousands of keys: each command checks all

@@ -150,9 +150,9 @@ func (d *Dev) checkToken(h http.Header) (challenge string, err error) {
 	return challenge, err
 }
 
-// explainErrors returns service with answers for developers: a 401 says why, a 404 names paths of the platform, and sessions
-// of some end users are errors. The service answers first, so that its checks, headers and log are as in production.
-// The session behind such an error exists, as it may after a real one, and expires unused.
+// explainErrors returns service with answers for developers: a 401 says why, a 404 names paths of the platform, and
+// sessions of some end users are errors. The service answers first, so that its checks, headers and log are as in
+// production. The session behind such an error exists, as it may after a real one, and expires unused.
 func (d *Dev) explainErrors(service http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := &explainer{ResponseWriter: w, dev: d, request: r}
@@ -181,8 +181,8 @@ func (e *explainer) WriteHeader(status int) {
 	case http.StatusNotFound:
 		path := strings.TrimPrefix(e.request.URL.EscapedPath(), "/v1")
 		first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-		platformPaths := []string{"banking", "consent", "consents", "end-users", "energy", "institutions", "oauth", "webhooks"}
-		if slices.Contains(platformPaths, first) {
+		if slices.Contains([]string{"banking", "consent", "consents", "end-users", "energy", "institutions", "oauth",
+			"webhooks"}, first) {
 			e.reason = "it is one of the platform's, and -dev does not stand in for it"
 		}
 	}
@@ -199,16 +199,17 @@ func (e *explainer) Write(answer []byte) (int, error) {
 	_ = json.Unmarshal(answer, &members)         // an answer that is no JSON stays as it is
 	name := map[string]string{"sandbox-429": "too_many_requests", "sandbox-500": "fault", "sandbox-503": "unavailable",
 		"sandbox-504": "timeout"}[session.EndUserID]
+	secret, _ := members["session_id"].(string) // "" for an error
 	switch {
-	case name != "" && members["session_id"] != nil:
+	case name != "" && secret != "":
 		status, _ := strconv.Atoi(strings.TrimPrefix(session.EndUserID, "sandbox-"))
 		e.dev.refuse(e.ResponseWriter, status, name, "this is the error that end_user_id asks for")
 	case e.reason != "" && members != nil:
 		members["message"] = fmt.Sprint(members["message"], ": ", e.reason)
 		_, _ = io.WriteString(e.ResponseWriter, encode(members))
 	default:
-		if e.dev.sandbox != nil {
-			e.dev.sandbox.observe(answer)
+		if e.dev.sandbox != nil && secret != "" {
+			e.dev.sandbox.observe(secret)
 		}
 		return e.ResponseWriter.Write(answer)
 	}

@@ -66,6 +66,7 @@ func (s *sandbox) routes() http.Handler {
 	mux.HandleFunc("GET /callback", s.callback) // this URI and the next are exampleBody's
 	mux.HandleFunc("GET /callback/cancelled", s.callback)
 	mux.HandleFunc("GET /errors/{type}", showErrorType)
+	pages := http.MaxBytesHandler(mux, 64<<10)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := (&url.URL{Host: r.Host}).Hostname()
 		address, _ := netip.ParseAddr(host) // no loopback address if it is none
@@ -73,7 +74,7 @@ func (s *sandbox) routes() http.Handler {
 			http.Error(w, "The sandbox answers only to localhost and loopback addresses.", http.StatusForbidden)
 			return
 		}
-		http.MaxBytesHandler(mux, 64<<10).ServeHTTP(w, r)
+		pages.ServeHTTP(w, r)
 	})
 }
 
@@ -109,15 +110,10 @@ func writePage(w http.ResponseWriter, status int, values map[string]string) {
 	}
 }
 
-// observe lists the session that the service's answer is about, if it has one.
-func (s *sandbox) observe(answer []byte) {
-	var created struct {
-		Secret string `json:"session_id"`
-	}
-	if json.Unmarshal(answer, &created) == nil && created.Secret != "" {
-		if rec, err := s.load(s.redis.Get, created.Secret); err == nil {
-			s.note(flow{secret: created.Secret, record: rec, outcome: "waits for its end user"})
-		}
+// observe lists a session that the service has created.
+func (s *sandbox) observe(secret string) {
+	if rec, err := s.load(s.redis.Get, secret); err == nil {
+		s.note(flow{secret: secret, record: rec, outcome: "waits for its end user"})
 	}
 }
 

@@ -111,8 +111,8 @@ func Parse(mode, rawURL string, a Access) (o Options, err error) {
 	return o, o.configureTLS(mode, a)
 }
 
-// misread reports whether go-redis would drop a part of rawURL without an error: a fragment, an opaque part, the host of
-// a unix URL, or what it cannot decode in the query. If a password has raw characters, the URL's host may be the
+// misread reports whether go-redis would drop a part of rawURL without an error: a fragment, an opaque part, the host
+// of a unix URL, or what it cannot decode in the query. If a password has raw characters, the URL's host may be the
 // password's first part, and the @ after it is in the path. In a query, + means a space, which was hardly meant.
 func misread(rawURL string) bool {
 	u, err := url.Parse(rawURL)
@@ -165,9 +165,10 @@ func ReadPassword(file string) (string, error) {
 		return "", fmt.Errorf("reading the password file: %w", e.Err)
 	}
 	password := strings.TrimSuffix(string(data), "\n")
-	if password == "" || strings.TrimSpace(strings.Trim(password, "\ufeff")) != password || strings.ContainsFunc(password, unicode.IsControl) {
-		return "", errors.New("the password file is empty, or has a byte order mark, control characters or outer white space, " +
-			"not just a final line feed")
+	if password == "" || strings.TrimSpace(strings.Trim(password, "\ufeff")) != password ||
+		strings.ContainsFunc(password, unicode.IsControl) {
+		return "", errors.New("the password file is empty, or has a byte order mark, control characters or outer " +
+			"white space, not just a final line feed")
 	}
 	return password, err
 }
